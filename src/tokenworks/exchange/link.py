@@ -1,0 +1,169 @@
+"""The two ways to reach the ledger: a gateway's lasting link, and the CLI's single calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tokenworks.core.clock import Clock, WallClock
+from tokenworks.core.errors import DataDirError, ExchangeDown, Unreachable
+from tokenworks.core.words import Work
+from tokenworks.exchange import offices
+from tokenworks.exchange.service import LedgerService
+from tokenworks.exchange.wire import (
+    Answer,
+    Call,
+    News,
+    Refusal,
+    RemoteError,
+    pack,
+    read_message,
+    read_message_blocking,
+    socket_address,
+)
+from tokenworks.exchange.words import Directory
+
+CALL_TIMEOUT_S = 10.0
+RETRY_S = 0.1
+
+
+class Welcome(msgspec.Struct, frozen=True):
+    """What the ledger tells a gateway that reports for work."""
+
+    epoch: int
+    directory: Directory
+    unmetered: tuple[Work, ...]
+    interval_end_ns: dict[str, int]
+
+
+class LedgerLink:
+    """A gateway's link: hello, a fresh directory, calls, and coming back after the ledger restarts."""
+
+    def __init__(self, data: Path, writer: str, clock: Clock, learn: Callable[[Directory], None]) -> None:
+        self._path, self._writer_name, self._clock, self._learn = data / "ledger.sock", writer, clock, learn
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._stream: asyncio.StreamWriter | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._epoch: int | None = None
+        self._closed = False
+
+    @property
+    def up(self) -> bool:
+        """The ledger can be asked now. Holds and settlements do not need it: they go to the journal."""
+        return self._stream is not None
+
+    async def start(self, timeout_s: float) -> Welcome:
+        """Connect and say hello. Raises Unreachable when no ledger answers in time, RemoteError when it refuses."""
+        deadline = self._clock.now_ns() + round(timeout_s * 1e9)
+        while True:
+            try:
+                welcome = await self._connect()
+                self._epoch = welcome.epoch
+                return welcome
+            except (OSError, ExchangeDown):
+                if self._clock.now_ns() > deadline:
+                    raise Unreachable(
+                        "the ledger process does not answer", hint="see logs/ledger.log in the data directory"
+                    ) from None
+                await self._clock.sleep(0.02)
+
+    async def _connect(self) -> Welcome:
+        with socket_address(self._path) as address:
+            reader, self._stream = await asyncio.open_unix_connection(address)
+        self._reading = asyncio.create_task(self._read(reader, self._stream))
+        raw = await self.call("hello", writer=self._writer_name, epoch=self._epoch)
+        welcome = msgspec.convert(raw, Welcome, builtin_types=(bytes,))
+        self._learn(welcome.directory)
+        return welcome
+
+    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while (message := await read_message(reader)) is not None:
+                if isinstance(message, News):
+                    self._learn(message.directory)
+                elif isinstance(message, Answer | Refusal) and (waiting := self._waiting.pop(message.number, None)):
+                    if waiting.done():
+                        continue
+                    if isinstance(message, Answer):
+                        waiting.set_result(message.result)
+                    else:
+                        waiting.set_exception(RemoteError(message))
+        finally:
+            writer.close()
+            self._stream = None
+            for waiting in self._waiting.values():
+                if not waiting.done():
+                    waiting.set_exception(ExchangeDown("the ledger process stopped"))
+            self._waiting.clear()
+
+    async def keep(self) -> None:
+        """Come back whenever the link breaks, until cancelled."""
+        while True:
+            if self._reading is not None:
+                await asyncio.wait([self._reading])
+            with contextlib.suppress(OSError, ExchangeDown, Unreachable):
+                await self._connect()
+                continue
+            self._reading = None
+            await self._clock.sleep(RETRY_S)
+
+    async def call(self, method: str, **params: Any) -> Any:
+        """Ask the ledger. Raises ExchangeDown when it is away or silent, RemoteError when it refuses."""
+        if self._stream is None:
+            raise ExchangeDown("the ledger process is restarting")
+        number = next(self._numbers)
+        waiting: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = waiting
+        try:
+            self._stream.write(pack(Call(number, method, params)))
+            return await asyncio.wait_for(waiting, CALL_TIMEOUT_S)
+        except TimeoutError:
+            raise ExchangeDown("the ledger process does not answer") from None
+        finally:
+            self._waiting.pop(number, None)
+
+    async def close(self) -> None:
+        """Hang up."""
+        if self._reading is not None:
+            self._reading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reading
+
+
+def ask(data: Path, method: str, **params: Any) -> Any:
+    """One call from the CLI: to the running ledger process, or, when no grid runs here, to the books themselves.
+
+    Raises RemoteError or another TokenworksError when it is refused, DataDirError without a usable data directory.
+    """
+    if not (data / "version").exists():
+        raise DataDirError(f"there is no grid in {data}", hint="start one: tokenworks up")
+    try:
+        return _ask_socket(data / "ledger.sock", method, params)
+    except (FileNotFoundError, ConnectionRefusedError):
+        clock = WallClock()
+        service = LedgerService(data, clock)
+        try:
+            return msgspec.to_builtins(offices.answer(service, clock, method, params), builtin_types=(bytes,))
+        finally:
+            service.close()
+
+
+def _ask_socket(path: Path, method: str, params: dict[str, Any]) -> Any:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection, socket_address(path) as address:
+        connection.settimeout(60)
+        connection.connect(address)
+        connection.sendall(pack(Call(1, method, params)))
+        while True:
+            message = read_message_blocking(connection)
+            if isinstance(message, Answer):
+                return message.result
+            if isinstance(message, Refusal):
+                raise RemoteError(message)

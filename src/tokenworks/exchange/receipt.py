@@ -1,0 +1,171 @@
+"""The receipt as people read it: seven layer lines from agent to watt, each with its provenance.
+
+Two views. The owner of the account sees usage, price, energy, carbon and where it ran; cost, margin, the router's terms
+and its alternatives are for the operator. What is unknown is absent.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from tokenworks.core.clock import utc_text
+from tokenworks.core.units import MICRO, NS_PER_MS, NS_PER_S, NS_PER_US
+from tokenworks.core.words import Candidate, Interval, Provenance, Sourced
+from tokenworks.exchange.words import Settlement, SiteFacts
+
+View = dict[str, Any]
+
+
+class EnergySum(NamedTuple):
+    """The energy of one receipt, from its estimate or from its records."""
+
+    energy_mj: int
+    energy_nano: int | None
+    overhead_mj: int
+    overhead_nano: int | None
+    carbon_ug: int | None
+    slice_ns: int
+    device_nano: int | None
+    final: bool
+
+
+def _known(**figures: object) -> View:
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def _ms(ns: int | None) -> float | None:
+    return None if ns is None else ns / NS_PER_MS
+
+
+def receipt_view(
+    settled: Settlement, energy: EnergySum | None, intervals: list[Interval], site: SiteFacts | None, *, operator: bool
+) -> View:
+    """Everything about one request, as JSON-ready values."""
+    decision = settled.decision
+    return _known(
+        id=settled.receipt,
+        status=None if energy is None else "final" if energy.final else "provisional",
+        at=utc_text(settled.at_ns),
+        account=settled.account,
+        budget=settled.budget,
+        model=_known(asked=settled.model_asked, served=settled.model_served),
+        usage=dict(settled.usage.counts()) | {"certainty": settled.usage.certainty},
+        stu=settled.ustu / MICRO,
+        ustu=settled.ustu,
+        price_nano=settled.nano - settled.loss_nano,
+        currency=settled.currency,
+        energy_mj=None if energy is None else energy.energy_mj + energy.overhead_mj,
+        carbon_ug=None if energy is None else energy.carbon_ug,
+        ran_at=None
+        if decision is None
+        else _known(
+            site=decision.chosen.site,
+            entity=site.entity if site else None,
+            place=site.place if site else None,
+            jurisdiction=site.jurisdiction if site else None,
+        ),
+        lines=_lines(settled, energy, intervals, site, operator=operator),
+    )
+
+
+def _lines(
+    settled: Settlement, energy: EnergySum | None, intervals: list[Interval], site: SiteFacts | None, *, operator: bool
+) -> list[View]:
+    facts = site.facts if site else {}
+    cost = operator
+    lines: list[View] = []
+    if energy is not None:
+        metered = intervals[0].meter if intervals else Provenance.MODELLED
+        mix = intervals[0].mix_permille if intervals else site.mix_permille if site else {}
+        lines += [
+            _known(
+                layer="power",
+                energy_mj=energy.energy_mj,
+                money_nano=energy.energy_nano if cost else None,
+                carbon_ug=energy.carbon_ug,
+                mix_permille=mix or None,
+                provenance=metered,
+                basis=_basis(facts, "energy"),
+                price=_sourced(facts.get("price"), "nano_per_kwh") if cost else None,
+                carbon=_sourced(facts.get("carbon"), "ug_per_kwh"),
+            ),
+            _known(
+                layer="site",
+                site=settled.decision.chosen.site if settled.decision else None,
+                overhead_mj=energy.overhead_mj,
+                money_nano=energy.overhead_nano if cost else None,
+                provenance=Provenance.MODELLED,
+                overhead=_sourced(facts.get("overhead"), "permille"),
+            ),
+            _known(
+                layer="device",
+                slice=settled.work.slice if settled.work else None,
+                slice_s=energy.slice_ns / NS_PER_S,
+                money_nano=energy.device_nano if cost else None,
+                provenance=Provenance.MODELLED,
+                cost=_sourced(facts.get("device_cost"), "nano_per_hour") if cost else None,
+            ),
+        ]
+    return [*lines, *_upper_lines(settled, operator=operator)]
+
+
+def _upper_lines(settled: Settlement, *, operator: bool) -> list[View]:
+    delivery, decision = settled.delivery, settled.decision
+    engine = _known(
+        layer="engine",
+        replica=decision.chosen.replica if decision and operator else None,
+        model=settled.model_served,
+        queued_ms=_ms(delivery.queued_ns),
+        prefill_ms=_ms(delivery.prefill_ns),
+        decode_ms=_ms(delivery.decode_ns),
+        provenance=delivery.timing,
+    )
+    exchange = _known(
+        layer="exchange",
+        held_ustu=settled.held_ustu,
+        held_nano=settled.held_nano,
+        charged_ustu=settled.ustu - settled.loss_ustu,
+        charged_nano=settled.nano - settled.loss_nano,
+        operator_loss_nano=(settled.loss_nano or None) if operator else None,
+        rate_card=settled.rate_card,
+        price_book=settled.price_book,
+        us=settled.hold_ns / NS_PER_US,
+        provenance=Provenance.MEASURED,
+    )
+    brain: View = {"layer": "brain", "provenance": Provenance.MEASURED}
+    if decision is not None:
+        brain["decide_us"] = decision.decide_ns / NS_PER_US
+        if operator:
+            brain |= _known(
+                chosen=_candidate(decision.chosen),
+                alternatives=[_candidate(other) for other in decision.alternatives] or None,
+                refused=decision.refused or None,
+            )
+    agents = _known(
+        layer="agents",
+        key=settled.key,
+        endpoint=settled.endpoint,
+        delivered_chunks=delivery.chunks,
+        ending=delivery.ending,
+        ttft_ms=_ms(delivery.ttft_ns),
+        total_ms=_ms(delivery.total_ns),
+        provenance=Provenance.MEASURED,
+    )
+    return [engine, exchange, brain, agents]
+
+
+def _candidate(candidate: Candidate) -> View:
+    return {"replica": candidate.replica, "terms_nano": candidate.terms_nano, "total_nano": candidate.total_nano}
+
+
+def _sourced(fact: Sourced | None, unit: str) -> View | None:
+    if fact is None:
+        return None
+    return _known(
+        **{unit: fact.value}, provenance=fact.provenance, source=fact.source, error_permille=fact.error_permille
+    )
+
+
+def _basis(facts: dict[str, Sourced], name: str) -> str | None:
+    fact = facts.get(name)
+    return fact.source if fact else None

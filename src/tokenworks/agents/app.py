@@ -1,0 +1,214 @@
+"""The front door over HTTP: a Starlette app for everything, with the token routes as bare ASGI so that they can move.
+
+The token routes do nothing here but carry bytes between a client and ``life.serve``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
+
+from tokenworks import __version__
+from tokenworks.agents.life import Headers, House, serve
+from tokenworks.agents.shape import Endpoint, error_body
+from tokenworks.core.errors import BodyTooLarge, NotAllowed, NotFound, TokenworksError, nearest
+from tokenworks.exchange.desk import Identity
+
+BODY_BYTES_MAX = 8 << 20
+TOKEN_ROUTES: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "text"}
+CallLedger = Callable[..., Awaitable[Any]]
+Status = Callable[[], dict[str, Any]]
+_encode = msgspec.json.Encoder().encode
+
+
+def json_response(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """JSON by msgspec, which speaks our words."""
+    return Response(_encode(value), status, headers, "application/json")
+
+
+def error_response(error: TokenworksError) -> Response:
+    """The OpenAI error shape, and Retry-After where waiting helps."""
+    headers = {"retry-after": str(error.retry_after_s)} if error.retry_after_s is not None else None
+    return json_response(error_body(error), error.status, headers)
+
+
+def bearer(headers: list[tuple[bytes, bytes]]) -> str | None:
+    """The presented key: ``Authorization: Bearer``, or ``x-api-key``."""
+    for name, value in headers:
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            return value[7:].decode("latin-1").strip()
+        if name == b"x-api-key":
+            return value.decode("latin-1").strip()
+    return None
+
+
+class AsgiReply:
+    """The Reply port over ASGI."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+
+    async def start(self, status: int, headers: Headers) -> None:
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
+
+    async def send(self, data: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def read_body(scope: Scope, receive: Receive) -> bytes | None:
+    """The whole body, or None when the client left. Raises BodyTooLarge at the bound, before reading on."""
+    headers: list[tuple[bytes, bytes]] = scope["headers"]
+    announced = next((value for name, value in headers if name == b"content-length"), b"0")
+    too_large = BodyTooLarge(f"the body is larger than {BODY_BYTES_MAX >> 20} MiB", hint="send a shorter prompt")
+    if announced.isdigit() and int(announced) > BODY_BYTES_MAX:
+        raise too_large
+    parts, size = [], 0
+    while True:
+        message: Message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        part = message.get("body", b"")
+        size += len(part)
+        if size > BODY_BYTES_MAX:
+            raise too_large
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+class FrontDoor:
+    """All routes of one gateway."""
+
+    def __init__(self, house: House, call_ledger: CallLedger, status: Status, journal_bytes: Callable[[], int]) -> None:
+        self._house, self._call_ledger, self._status, self._journal_bytes = house, call_ledger, status, journal_bytes
+        self._app = Starlette(
+            routes=[
+                Route("/healthz", self._healthz),
+                Route("/metrics", self._metrics),
+                Route("/v1/models", self._models),
+                Route("/v1/receipts/{id}", self._receipt),
+                Route("/v1/status", self._status_page),
+            ],
+            exception_handlers={TokenworksError: self._on_error, HTTPException: self._on_http_error},
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI entry."""
+        endpoint = TOKEN_ROUTES.get(scope.get("path", "")) if scope["type"] == "http" else None
+        if endpoint is not None and scope["method"] == "POST":
+            await self._tokens(endpoint, scope, receive, send)
+        elif scope["type"] in ("http", "lifespan"):
+            await self._app(scope, receive, send)
+
+    async def _tokens(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
+        reply = AsgiReply(send)
+        try:
+            body = await read_body(scope, receive)
+            if body is None:
+                return
+            serving = asyncio.ensure_future(serve(self._house, endpoint, bearer(scope["headers"]), body, reply))
+            leaving = asyncio.ensure_future(_until_gone(receive, serving))
+            try:
+                await serving
+            except asyncio.CancelledError:
+                if not leaving.done():
+                    # Not the client left, but the server is ending: let serve settle, then end with it.
+                    serving.cancel()
+                    raise
+            finally:
+                leaving.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await leaving
+        except TokenworksError as error:
+            self._house.metrics.refused(error.code)
+            if not reply.started:
+                await error_response(error)(scope, receive, send)
+
+    async def _healthz(self, _: HttpRequest) -> Response:
+        ready = [offer.replica for offer in self._house.offers() if offer.ready]
+        return json_response(
+            {"status": "ok" if ready else "no replica can serve", "ready": ready}, 200 if ready else 503
+        )
+
+    async def _metrics(self, _: HttpRequest) -> Response:
+        house = self._house
+        ready = (offer.replica for offer in house.offers() if offer.ready)
+        page = house.metrics.page(house.replicas, ready, house.desk.open_holds, self._journal_bytes())
+        return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def _who(self, request: HttpRequest) -> Identity:
+        return self._house.desk.identify(bearer(request.scope["headers"]))
+
+    async def _models(self, request: HttpRequest) -> Response:
+        self._who(request)
+        offers = self._house.offers()
+        listed = [
+            {
+                "id": model,
+                "object": "model",
+                "created": 0,
+                "owned_by": "tokenworks",
+                "ready": any(offer.ready for offer in offers if offer.model == model),
+                "context_tokens": max(offer.context_tokens for offer in offers if offer.model == model),
+                "capabilities": sorted({c for offer in offers if offer.model == model for c in offer.capabilities}),
+            }
+            for model in sorted({offer.model for offer in offers})
+        ]
+        return json_response({"object": "list", "data": listed})
+
+    async def _receipt(self, request: HttpRequest) -> Response:
+        who = self._who(request)
+        operator = who.key.role == "admin"
+        found = await self._call_ledger(
+            "receipt",
+            receipt=request.path_params["id"],
+            account=None if operator else who.account.id,
+            operator=operator,
+        )
+        return json_response(found)
+
+    async def _status_page(self, request: HttpRequest) -> Response:
+        if self._who(request).key.role != "admin":
+            raise NotAllowed("only an administrator's key may see the grid's status")
+        return json_response({"version": __version__, **self._status()})
+
+    async def _on_error(self, _: HttpRequest, error: Exception) -> Response:
+        assert isinstance(error, TokenworksError)
+        self._house.metrics.refused(error.code)
+        return error_response(error)
+
+    async def _on_http_error(self, request: HttpRequest, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        paths = [*TOKEN_ROUTES, "/v1/models", "/v1/receipts/{id}", "/healthz", "/metrics", "/v1/status"]
+        near = nearest(request.url.path, paths)
+        if error.status_code == 405 or request.url.path in TOKEN_ROUTES:
+            wrong = TokenworksError(
+                f"{request.method} is not allowed on {request.url.path}", hint="token routes take POST"
+            )
+            wrong.status, wrong.code, wrong.kind = 405, "method_not_allowed", "invalid_request_error"
+            return error_response(wrong)
+        return error_response(
+            NotFound(f"there is no {request.url.path} here", hint=f"did you mean {near}?" if near else None)
+        )
+
+
+async def _until_gone(receive: Receive, serving: asyncio.Future[None]) -> None:
+    """Wait for the client to hang up, then cancel the serving of its request."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    serving.cancel()

@@ -1,0 +1,172 @@
+"""``tokenworks account`` and ``tokenworks key``: orders to the ledger, running or at rest."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from tokenworks.cli import out
+from tokenworks.cli.talk import Json
+from tokenworks.core.clock import utc_text
+from tokenworks.core.errors import BadRequest
+from tokenworks.core.units import parse, parse_money
+from tokenworks.datadir import currency_of, data_directory
+from tokenworks.exchange.link import ask
+
+Limit = Annotated[str | None, Parameter(name="--limit")]
+StuLimit = Annotated[str | None, Parameter(name="--stu")]
+
+
+def _ask(method: str, **params: Any) -> Any:
+    return ask(data_directory(), method, **params)
+
+
+def _limits(limit: str | None, stu: str | None) -> dict[str, int | None]:
+    """``--limit "25 USD"`` and ``--stu "10 MSTU"`` as integers."""
+    nano = None if limit is None else parse_money(limit, currency_of(data_directory()))
+    ustu = None if stu is None else parse(stu, "stu")
+    if (nano is not None and nano < 0) or (ustu is not None and ustu < 0):
+        raise BadRequest("a limit cannot be negative")
+    return {"limit_nano": nano, "limit_ustu": ustu}
+
+
+def account_list(*, as_json: Json = False) -> int:
+    """All accounts with what they spent, and what is held for requests in flight."""
+    accounts = _ask("accounts")
+    if as_json:
+        out.put_json(accounts)
+        return 0
+    rows = [
+        (
+            account["id"],
+            budget["id"],
+            _nano(budget["limit_nano"]),
+            _nano(budget["spent_nano"]),
+            _nano(budget["held_nano"]),
+            out.stu(budget["limit_ustu"]),
+            out.stu(budget["spent_ustu"]),
+        )
+        for account in accounts
+        for budget in account["budgets"]
+    ]
+    columns = ("account", "budget", "limit", "spent", "held", "STU limit", "STU spent")
+    out.console().print(out.table("", columns, rows, right=columns[2:]))
+    return 0
+
+
+def _nano(nano: int | None) -> str | None:
+    text = out.money(nano, "")
+    return None if text is None else text.strip()
+
+
+def account_create(
+    account: str, /, *, name: str | None = None, limit: Limit = None, stu: StuLimit = None, as_json: Json = False
+) -> int:
+    """Open an account with a budget of the same name.
+
+    Parameters
+    ----------
+    account:
+        Its id: letters, digits, '-', '_' and '.'.
+    name:
+        What people call it.
+    limit:
+        The most it may ever spend in money, like "25 USD"; none without it.
+    stu:
+        The same in standard tokens, like "10 MSTU".
+    as_json:
+        Print JSON.
+    """
+    made = _ask("account_create", account=account, name=name, **_limits(limit, stu))
+    if as_json:
+        out.put_json(made)
+    else:
+        out.console().print(f"account {account!r}: {made['status']}. Next: tokenworks key create {account}")
+    return 0
+
+
+def account_budget(
+    budget: str, /, *, parent: str | None = None, limit: Limit = None, stu: StuLimit = None, as_json: Json = False
+) -> int:
+    """Set the limits of a budget, or make a new one below a parent. A limit not given is none.
+
+    Parameters
+    ----------
+    budget:
+        The budget; an account's own has the account's id.
+    parent:
+        For a new budget: the one above it.
+    limit:
+        The most it may ever spend in money, like "25 USD".
+    stu:
+        The same in standard tokens, like "10 MSTU".
+    as_json:
+        Print JSON.
+    """
+    made = _ask("budget_set", budget=budget, parent=parent, **_limits(limit, stu))
+    if as_json:
+        out.put_json(made)
+    else:
+        out.console().print(f"budget {budget!r}: {made['status']}")
+    return 0
+
+
+def key_list(account: str | None = None, /, *, as_json: Json = False) -> int:
+    """All keys, or those of one account. Secrets are stored nowhere and cannot be shown."""
+    keys = _ask("keys", account=account)
+    if as_json:
+        out.put_json(keys)
+        return 0
+    rows = [
+        (
+            key["id"],
+            key["account"],
+            key["budget"],
+            key["role"],
+            utc_text(key["made_ns"]),
+            utc_text(key["revoked_ns"]) if key["revoked_ns"] else None,
+        )
+        for key in keys
+    ]
+    out.console().print(out.table("", ("key", "account", "budget", "role", "made", "revoked"), rows))
+    return 0
+
+
+def key_create(budget: str, /, *, role: Literal["user", "admin"] = "user", as_json: Json = False) -> int:
+    """A new key that spends from a budget. It is shown now and never again.
+
+    Parameters
+    ----------
+    budget:
+        An account's id, or a budget below one.
+    role:
+        "admin" sees the operator's views of receipts and the status.
+    as_json:
+        Print JSON.
+    """
+    made = _ask("key_create", budget=budget, role=role)
+    if as_json:
+        out.put_json(made)
+    else:
+        out.console().print(made["key"])
+        out.note(f"key {made['id']} of budget {budget!r}; it is not stored and cannot be shown again")
+    return 0
+
+
+def key_revoke(key: str, /, *, as_json: Json = False) -> int:
+    """Make a key stop working at once.
+
+    Parameters
+    ----------
+    key:
+        Its id, the middle part of the key.
+    as_json:
+        Print JSON.
+    """
+    made = _ask("key_revoke", key=key)
+    if as_json:
+        out.put_json(made)
+    else:
+        out.console().print(f"key {key}: {made['status']}")
+    return 0

@@ -1,0 +1,134 @@
+"""``tokenworks doctor``: a list of checks, each with its evidence and, when it is not well, what to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from tokenworks.cli import out
+from tokenworks.cli.reach import configured_host, configured_port, get, grid_key
+from tokenworks.cli.talk import Json
+from tokenworks.core.errors import TokenworksError
+from tokenworks.datadir import FORMAT, data_directory, read_run
+from tokenworks.device.discovery import discover
+from tokenworks.engine.models import catalogue
+from tokenworks.engine.pull import model_cache
+from tokenworks.exchange.link import ask
+
+FREE_BYTES_MIN = 1_000_000_000
+MEMORY_BYTES_MIN = 2_000_000_000
+
+
+class Check(NamedTuple):
+    """One finding."""
+
+    check: str
+    status: Literal["ok", "warn", "fail"]
+    evidence: str
+    fix: str | None = None
+
+
+def _python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    good = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    return Check("python", "ok" if good else "fail", version, None if good else "use Python 3.11 to 3.13")
+
+
+def _devices() -> Check:
+    found = discover()
+    if not found:
+        return Check("devices", "fail", "none found", "describe them in a grid file: [[site.device]]")
+    seen = "; ".join(f"{d.name}, {d.threads} threads, {d.memory_bytes / 1e9:.1f} GB" for d in found)
+    small = sum(d.memory_bytes for d in found) < MEMORY_BYTES_MIN
+    return Check(
+        "devices", "warn" if small else "ok", seen, "the embedded engine wants 2 GB of memory" if small else None
+    )
+
+
+def _data() -> Check:
+    data = data_directory()
+    version = data / "version"
+    if not version.exists():
+        return Check("data directory", "ok", f"{data} (not started yet)")
+    found = version.read_text().strip()
+    if found != str(FORMAT):
+        return Check("data directory", "fail", f"{data} has format {found}", "set TOKENWORKS_DATA to another directory")
+    private = data.stat().st_mode & 0o077 == 0
+    return Check(
+        "data directory",
+        "ok" if private else "fail",
+        str(data),
+        None if private else f"others can read it: chmod 700 {data}",
+    )
+
+
+def _disk() -> Check:
+    place = data_directory()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    short = free < FREE_BYTES_MIN
+    return Check("disk", "warn" if short else "ok", f"{free / 1e9:.1f} GB free", "free some space" if short else None)
+
+
+def _model() -> Check:
+    missing = [m.name for m in catalogue().values() if not (model_cache() / m.file).exists()]
+    if missing:
+        return Check("model file", "warn", f"{', '.join(missing)} not fetched yet", "tokenworks model pull")
+    return Check("model file", "ok", str(model_cache()))
+
+
+def _grid() -> Check:
+    if read_run(data_directory()) is None:
+        port = configured_port()
+        return Check("grid", "warn", f"none is running (port {port} on {configured_host()})", "tokenworks up")
+    try:
+        found = get("/v1/status", grid_key(admin=True))
+    except TokenworksError as error:
+        return Check("grid", "fail", error.message, error.hint)
+    states = ", ".join(f"{r['name']} {r['state']}" for r in found["replicas"])
+    ready = any(r["state"] == "ready" for r in found["replicas"])
+    return Check("grid", "ok" if ready else "fail", states, None if ready else "see logs/ in the data directory")
+
+
+def _books() -> Check:
+    if not (data_directory() / "version").exists():
+        return Check("books", "ok", "nothing booked yet")
+    try:
+        report: dict[str, Any] = ask(data_directory(), "books")
+    except TokenworksError as error:
+        return Check("books", "fail", error.message, error.hint)
+    wrong = [check["check"] for check in report["checks"] if not check["ok"]]
+    evidence = "; ".join(wrong) or f"closed, {report['receipts']} receipts"
+    return Check("books", "fail" if wrong else "ok", evidence, "tokenworks books shows the lines" if wrong else None)
+
+
+def _root() -> Check:
+    root = os.geteuid() == 0
+    return Check(
+        "user",
+        "warn" if root else "ok",
+        "root" if root else "not root",
+        "run it as a user of its own" if root else None,
+    )
+
+
+CHECKS: tuple[Callable[[], Check], ...] = (_python, _root, _devices, _data, _disk, _model, _grid, _books)
+
+
+def doctor(*, as_json: Json = False) -> int:
+    """Check this machine and its grid. Exit status 1 when a check fails; warnings do not count."""
+    found = [check() for check in CHECKS]
+    if as_json:
+        out.put_json([check._asdict() for check in found])
+    else:
+        console = out.console()
+        colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+        for check in found:
+            console.print(f"[{colours[check.status]}]{check.status:4}[/] {check.check}: {check.evidence}")
+            if check.fix:
+                console.print(f"       {check.fix}")
+    return 1 if any(check.status == "fail" for check in found) else 0

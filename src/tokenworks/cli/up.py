@@ -1,0 +1,91 @@
+"""``tokenworks up``: the main job."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import uvloop
+from cyclopts import Parameter
+
+from tokenworks import compose, datadir, grid, gridfile
+from tokenworks.cli.out import note
+from tokenworks.cli.reach import configured_host, configured_port
+from tokenworks.core.clock import WallClock
+from tokenworks.engine.models import catalogue
+
+
+def up(
+    *,
+    grid_file: Annotated[Path | None, Parameter(name=["--grid", "-g"])] = None,
+    host: str | None = None,
+    port: int | None = None,
+    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")] = False,
+) -> int:
+    """Run a grid on this machine, in the foreground. Stop it with Ctrl-C.
+
+    Parameters
+    ----------
+    grid_file:
+        The TOML file that describes the grid. Without it, this machine with one embedded replica.
+    host:
+        Where to listen; TOKENWORKS_HOST or 127.0.0.1.
+    port:
+        TOKENWORKS_PORT or 8080; 0 takes a free one.
+    verbose:
+        Log what happens inside.
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+    data = datadir.data_directory()
+    host, port = host or configured_host(), configured_port() if port is None else port
+    plan = compose.plan(gridfile.load(grid_file) if grid_file else gridfile.default_grid())
+    datadir.prepare(data)
+    with datadir.locked(data):
+        keys = grid.first_start(data, plan, WallClock())
+        _introduce(plan, data)
+
+        def ready(url: str, seconds: float) -> None:
+            note(f"ready after {seconds:.1f} s\n")
+            sys.stdout.write(_welcome(url, keys, plan))
+            sys.stdout.flush()
+
+        with contextlib.suppress(KeyboardInterrupt):
+            uvloop.run(grid.run(plan, data, host, port, lambda text: note(f"· {text}"), ready))
+    note("stopped; every request is settled in the books")
+    return 0
+
+
+def _introduce(plan: compose.Plan, data: Path) -> None:
+    """Say what is about to run, and openly what it is not."""
+    note(f"tokenworks: grid {plan.name!r}, data in {data}")
+    for site in plan.sites:
+        for device in plan.devices[site.name]:
+            note(f"  site {site.name}: {device.name}, {device.threads} threads, {device.memory_bytes / 1e9:.1f} GB")
+    for replica in plan.replicas:
+        where = f"at {replica.url}" if replica.url else f"{replica.threads} thread(s), {replica.slots} slots"
+        note(f"  replica {replica.name}: {replica.model}, {where}, {replica.context_tokens} tokens of context")
+        model = catalogue().get(replica.model)
+        if model and replica.driver == "embedded":
+            note(f"    {model.note}")
+
+
+def _welcome(url: str, keys: datadir.Keys, plan: compose.Plan) -> str:
+    model = plan.replicas[0].model
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    bold, plain = ("\x1b[1m", "\x1b[0m") if colour else ("", "")
+    return f"""{bold}URL{plain}  {url}/v1
+{bold}key{plain}  {keys.key}   (account {keys.account!r})
+
+curl -N {url}/v1/chat/completions -H 'Authorization: Bearer {keys.key}' \\
+  -H 'Content-Type: application/json' \\
+  -d '{{"model": "{model}", "stream": true, "stream_options": {{"include_usage": true}}, "max_tokens": 64, \
+"messages": [{{"role": "user", "content": "Say hello to the grid."}}]}}'
+
+In another terminal: tokenworks chat "Why is the sky blue?" · tokenworks status · tokenworks books · tokenworks cake
+"""

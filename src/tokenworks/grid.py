@@ -1,7 +1,7 @@
 """The one place where a running grid is composed: ledger process, journal, desk, fleet, site agents, front door.
 
-Start order: data directory and lock, first keys, the port (so that a taken one is told at once), the ledger process,
-the journal of a new epoch, site agents, replicas, and the front door, which answers while replicas still load.
+Start order: the port (so that a taken one is told at once), the ledger process, the first keys, the journal
+of a new epoch, site agents, replicas, and the front door, which answers while replicas still load.
 """
 
 from __future__ import annotations
@@ -31,15 +31,14 @@ from tokenworks.core.errors import DataDirError, TokenworksError, Unreachable
 from tokenworks.core.ids import new_id
 from tokenworks.engine.fleet import Fleet
 from tokenworks.engine.pull import model_cache
-from tokenworks.exchange import offices
 from tokenworks.exchange.desk import Desk
-from tokenworks.exchange.journal import Journal
+from tokenworks.exchange.journal import Journal, journal_folder
 from tokenworks.exchange.link import LedgerLink, Welcome
-from tokenworks.exchange.service import LedgerService, journal_folder
 from tokenworks.exchange.words import Directory
 from tokenworks.site.agent import SiteAgent
 
 GATEWAY = "gateway-1"
+OPERATOR = "operator"
 FIRST_ACCOUNT = "default"
 LEDGER_START_S = 15.0
 LEDGER_PAUSE_S_MAX = 5.0
@@ -48,31 +47,28 @@ BACKLOG = 2048
 Report = Callable[[str], None]
 
 
-def first_start(data: Path, plan: Plan, clock: Clock) -> datadir.Keys:
-    """The administrator's key and one account with a budget and a key, made once.
+def check_currency(data: Path, plan: Plan) -> None:
+    """Raises DataDirError when the books of this directory are in another currency than the grid."""
+    keys = datadir.read_keys(data)
+    if keys is not None and keys.currency != plan.currency:
+        raise DataDirError(
+            f"the books in {data} are in {keys.currency}, the grid file says {plan.currency}",
+            hint="set TOKENWORKS_DATA to another directory for another currency",
+        )
 
-    Raises DataDirError when the books of this directory are in another currency than the grid.
-    """
+
+async def first_keys(data: Path, plan: Plan, link: LedgerLink) -> datadir.Keys:
+    """The administrator's key and one account with a budget and a key, made once."""
     keys = datadir.read_keys(data)
     if keys is not None:
-        if keys.currency != plan.currency:
-            raise DataDirError(
-                f"the books in {data} are in {keys.currency}, the grid file says {plan.currency}",
-                hint="set TOKENWORKS_DATA to another directory for another currency",
-            )
         return keys
-    service = LedgerService(data, clock)
-    try:
-        offices.account_create(service, clock, "operator", "the operator", None, None)
-        offices.account_create(service, clock, FIRST_ACCOUNT, "the first account", plan.budget_nano, None)
-        keys = datadir.Keys(
-            admin_key=offices.key_create(service, clock, "operator", "admin")["key"],
-            account=FIRST_ACCOUNT,
-            key=offices.key_create(service, clock, FIRST_ACCOUNT)["key"],
-            currency=plan.currency,
-        )
-    finally:
-        service.close()
+    no_limit: dict[str, Any] = {"limit_nano": None, "limit_ustu": None}
+    await link.call("account_create", account=OPERATOR, name="the operator", **no_limit)
+    limit = no_limit | {"limit_nano": plan.budget_nano}
+    await link.call("account_create", account=FIRST_ACCOUNT, name="the first account", **limit)
+    admin = await link.call("key_create", budget=OPERATOR, role="admin")
+    user = await link.call("key_create", budget=FIRST_ACCOUNT)
+    keys = datadir.Keys(admin_key=admin["key"], account=FIRST_ACCOUNT, key=user["key"], currency=plan.currency)
     datadir.save_keys(data, keys)
     return keys
 
@@ -180,6 +176,7 @@ class Grid:
             stack.push_async_callback(self.ledger.stop)
             welcome = await self.link.start(LEDGER_START_S)
             stack.push_async_callback(self.link.close)
+            await first_keys(self.data, self.plan, self.link)
             for facts in self.plan.facts:
                 await self.link.call("describe_site", facts=msgspec.to_builtins(facts))
             journal = Journal(journal_folder(self.data, GATEWAY, welcome.epoch), GATEWAY, welcome.epoch)

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from tokenworks import __version__
-from tokenworks.agents.life import Headers, House, serve
+from tokenworks.agents.life import RECEIPT_HEADER, Headers, House, serve
 from tokenworks.agents.shape import Endpoint, error_body
 from tokenworks.core.errors import BodyTooLarge, NotAllowed, NotFound, TokenworksError, nearest
 from tokenworks.exchange.desk import Identity
@@ -37,8 +37,10 @@ def json_response(value: object, status: int = 200, headers: dict[str, str] | No
 
 
 def error_response(error: TokenworksError) -> Response:
-    """The OpenAI error shape, and Retry-After where waiting helps."""
-    headers = {"retry-after": str(error.retry_after_s)} if error.retry_after_s is not None else None
+    """The OpenAI error shape, its receipt when it has one, and Retry-After where waiting helps."""
+    headers = {"retry-after": str(error.retry_after_s)} if error.retry_after_s is not None else {}
+    if error.receipt is not None:
+        headers[RECEIPT_HEADER.decode()] = error.receipt
     return json_response(error_body(error), error.status, headers)
 
 

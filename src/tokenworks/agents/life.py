@@ -102,6 +102,9 @@ async def serve(house: House, endpoint: Endpoint, key: str | None, body: bytes, 
                 options = [option for option in options if option.replica != decision.chosen.replica]
                 if not options or attempt + 1 == ATTEMPTS_MAX:
                     raise
+    except TokenworksError as error:
+        error.receipt = request.id if hold.written else None
+        raise
     finally:
         if hold.open:
             _give_back(house, request, hold, decision)

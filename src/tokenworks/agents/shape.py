@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from tokenworks.core.errors import BadRequest, TokenworksError
-from tokenworks.core.units import MICRO, money_text
+from tokenworks.core.units import money_text, stu_text
 from tokenworks.core.words import Request
 from tokenworks.exchange.words import Settlement
 
@@ -128,7 +128,8 @@ def receipt_object(settled: Settlement) -> dict[str, Any]:
     charged = settled.nano - settled.loss_nano
     made: dict[str, Any] = {
         "receipt": settled.receipt,
-        "stu": (settled.ustu - settled.loss_ustu) / MICRO,
+        "stu": stu_text(settled.ustu - settled.loss_ustu),
+        "ustu": settled.ustu - settled.loss_ustu,
         "price": money_text(charged, settled.currency),
         "price_nano": charged,
     }

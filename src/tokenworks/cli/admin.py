@@ -12,7 +12,7 @@ from tokenworks.core.clock import utc_text
 from tokenworks.core.errors import BadRequest
 from tokenworks.core.units import parse, parse_money
 from tokenworks.datadir import currency_of, data_directory
-from tokenworks.exchange.link import ask
+from tokenworks.exchange.ask import ask
 
 Limit = Annotated[str | None, Parameter(name="--limit")]
 StuLimit = Annotated[str | None, Parameter(name="--stu")]

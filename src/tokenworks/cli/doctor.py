@@ -16,7 +16,7 @@ from tokenworks.datadir import FORMAT, data_directory, read_run
 from tokenworks.device.discovery import discover
 from tokenworks.engine.models import catalogue
 from tokenworks.engine.pull import model_cache
-from tokenworks.exchange.link import ask
+from tokenworks.exchange.ask import ask
 
 FREE_BYTES_MIN = 1_000_000_000
 MEMORY_BYTES_MIN = 2_000_000_000

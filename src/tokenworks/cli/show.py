@@ -14,7 +14,7 @@ from tokenworks.core.clock import WallClock
 from tokenworks.core.errors import BadRequest
 from tokenworks.core.units import MICRO, MJ_PER_KWH, parse
 from tokenworks.datadir import currency_of, data_directory
-from tokenworks.exchange.link import ask
+from tokenworks.exchange.ask import ask
 
 _HIDDEN = {"layer", "provenance", "basis"}
 
@@ -73,8 +73,8 @@ def _print_receipt(console: Console, found: dict[str, Any]) -> None:
     console.print(f"[bold]receipt {found['id']}[/bold]  {found['at']}  account {found['account']}")
     console.print(f"model {found['model']['served']}: {tokens} ({certainty})")
     totals = [
-        f"{found['stu']:g} STU",
-        out.money(found["price_nano"], found["currency"]),
+        found["stu"],
+        found["price"],
         out.energy(found.get("energy_mj")),
         out.carbon(found.get("carbon_ug")),
     ]
@@ -112,8 +112,8 @@ def _fact(name: str, value: Any, currency: str) -> str:
             return f"{label} {out.money(value, currency)}"
         case "ustu":
             return f"{label} {out.stu(value)}"
-        case "ms" | "us" | "s":
-            return f"{label} {value:,.3f} {unit}".strip()
+        case "us":
+            return f"{label} {value:,} us" if value < 10_000 else f"{label} {value / 1000:,.1f} ms"
     return _rate(name, value, currency) or f"{name.replace('_', ' ')} {value}"
 
 
@@ -187,7 +187,8 @@ def cake(*, last: Annotated[str | None, Parameter(name="--last")] = None, as_jso
         return 0
     console.print(
         f"[bold]A million tokens[/bold], from {tokens:,} tokens ({found['output_tokens']:,} output) "
-        f"in {found['receipts']:,} requests over {found['span_ns'] / 3.6e12:,.2f} h; energy {', '.join(found['meter'])}\n"
+        f"in {found['receipts']:,} requests over {found['span_ns'] / 3.6e12:,.2f} h; "
+        f"energy {', '.join(found['meter'])}\n"
     )
     total = found["total_nano"]
     rows = []

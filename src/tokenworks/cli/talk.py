@@ -59,7 +59,7 @@ def chat(
     counted = usage.get("usage", {})
     parts = [
         f"{counted.get('prompt_tokens', '?')} + {counted.get('completion_tokens', '?')} tokens",
-        f"{cost.get('stu', '?')} STU",
+        cost.get("stu"),
         cost.get("price"),
         out.energy(cost.get("energy_mj")),
         out.carbon(cost.get("carbon_ug")),

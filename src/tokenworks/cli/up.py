@@ -15,7 +15,6 @@ from cyclopts import Parameter
 from tokenworks import compose, datadir, grid, gridfile
 from tokenworks.cli.out import note
 from tokenworks.cli.reach import configured_host, configured_port
-from tokenworks.core.clock import WallClock
 from tokenworks.engine.models import catalogue
 
 
@@ -47,11 +46,13 @@ def up(
     plan = compose.plan(gridfile.load(grid_file) if grid_file else gridfile.default_grid())
     datadir.prepare(data)
     with datadir.locked(data):
-        keys = grid.first_start(data, plan, WallClock())
+        grid.check_currency(data, plan)
         _introduce(plan, data)
 
         def ready(url: str, seconds: float) -> None:
             note(f"ready after {seconds:.1f} s\n")
+            keys = datadir.read_keys(data)
+            assert keys is not None, "the grid makes them before it is ready"
             sys.stdout.write(_welcome(url, keys, plan))
             sys.stdout.flush()
 

@@ -29,6 +29,8 @@ class TokenworksError(Exception):
         self.message = message or (self.__doc__ or "").strip().splitlines()[0]
         self.hint = hint
         self.param = param
+        self.receipt: str | None = None
+        """The receipt of the request that failed, when it had come so far."""
         super().__init__(self.message)
 
     def __str__(self) -> str:

@@ -80,11 +80,12 @@ _SCALES: dict[str, dict[str, Fraction]] = {
     },
 }
 _PER: dict[str, int] = {"kWh": 1, "MWh": 1_000, "Mtok": 1, "tok": -1_000_000, "s": 1, "h": 3_600, "kg": 1, "t": 1_000}
-_NUMBER = re.compile(r"\s*([+-]?\d+(?:[_\d]*\d)?(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(\S.*?)?\s*")
+_TEXT_MAX = 64
+_NUMBER = re.compile(r"\s*([+-]?\d+(?:[_\d]*\d)?(?:\.\d+)?(?:[eE][+-]?\d{1,2})?)\s*(\S.*?)?\s*")
 
 
 def _split(text: str, what: str) -> tuple[Fraction, str]:
-    match = _NUMBER.fullmatch(text)
+    match = _NUMBER.fullmatch(text) if len(text) <= _TEXT_MAX else None  # bounded: 1e999999999 would fill the memory
     if match is None:
         raise BadQuantity(f"{text!r} is not a {what}", hint="write a number and a unit, like " + _EXAMPLES[what])
     return Fraction(match[1].replace("_", "")), match[2] or ""

@@ -59,6 +59,11 @@ def _frame(payload: bytes, crc: int) -> tuple[bytes, int]:
     return _FRAME.pack(len(payload), crc) + payload, crc
 
 
+def journal_folder(data: Path, writer: str, epoch: int) -> Path:
+    """Where a writer's epoch keeps its segments."""
+    return data / "journal" / writer / f"{epoch:08d}"
+
+
 def segment_path(folder: Path, segment: int) -> Path:
     """Where a segment lies."""
     return folder / f"{segment:06d}.twj"

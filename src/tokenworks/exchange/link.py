@@ -1,22 +1,19 @@
-"""The two ways to reach the ledger: a gateway's lasting link, and the CLI's single calls."""
+"""A gateway's lasting link to the ledger process."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import itertools
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from tokenworks.core.clock import Clock, WallClock
-from tokenworks.core.errors import DataDirError, ExchangeDown, Unreachable
+from tokenworks.core.clock import Clock
+from tokenworks.core.errors import ExchangeDown, Unreachable
 from tokenworks.core.words import Work
-from tokenworks.exchange import offices
-from tokenworks.exchange.service import LedgerService
 from tokenworks.exchange.wire import (
     Answer,
     Call,
@@ -25,7 +22,6 @@ from tokenworks.exchange.wire import (
     RemoteError,
     pack,
     read_message,
-    read_message_blocking,
     socket_address,
 )
 from tokenworks.exchange.words import Directory
@@ -136,34 +132,3 @@ class LedgerLink:
             self._reading.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reading
-
-
-def ask(data: Path, method: str, **params: Any) -> Any:
-    """One call from the CLI: to the running ledger process, or, when no grid runs here, to the books themselves.
-
-    Raises RemoteError or another TokenworksError when it is refused, DataDirError without a usable data directory.
-    """
-    if not (data / "version").exists():
-        raise DataDirError(f"there is no grid in {data}", hint="start one: tokenworks up")
-    try:
-        return _ask_socket(data / "ledger.sock", method, params)
-    except (FileNotFoundError, ConnectionRefusedError):
-        clock = WallClock()
-        service = LedgerService(data, clock)
-        try:
-            return msgspec.to_builtins(offices.answer(service, clock, method, params), builtin_types=(bytes,))
-        finally:
-            service.close()
-
-
-def _ask_socket(path: Path, method: str, params: dict[str, Any]) -> Any:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection, socket_address(path) as address:
-        connection.settimeout(60)
-        connection.connect(address)
-        connection.sendall(pack(Call(1, method, params)))
-        while True:
-            message = read_message_blocking(connection)
-            if isinstance(message, Answer):
-                return message.result
-            if isinstance(message, Refusal):
-                raise RemoteError(message)

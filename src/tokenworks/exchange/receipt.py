@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from tokenworks.core.clock import utc_text
-from tokenworks.core.units import MICRO, NS_PER_MS, NS_PER_S, NS_PER_US
+from tokenworks.core.units import NS_PER_US, money_text, stu_text
 from tokenworks.core.words import Candidate, Interval, Provenance, Sourced
 from tokenworks.exchange.words import Settlement, SiteFacts
 
@@ -33,8 +33,8 @@ def _known(**figures: object) -> View:
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def _ms(ns: int | None) -> float | None:
-    return None if ns is None else ns / NS_PER_MS
+def _us(ns: int | None) -> int | None:
+    return None if ns is None else ns // NS_PER_US
 
 
 def receipt_view(
@@ -50,8 +50,9 @@ def receipt_view(
         budget=settled.budget,
         model=_known(asked=settled.model_asked, served=settled.model_served),
         usage=dict(settled.usage.counts()) | {"certainty": settled.usage.certainty},
-        stu=settled.ustu / MICRO,
-        ustu=settled.ustu,
+        stu=stu_text(settled.ustu - settled.loss_ustu),
+        ustu=settled.ustu - settled.loss_ustu,
+        price=money_text(settled.nano - settled.loss_nano, settled.currency),
         price_nano=settled.nano - settled.loss_nano,
         currency=settled.currency,
         energy_mj=None if energy is None else energy.energy_mj + energy.overhead_mj,
@@ -100,7 +101,7 @@ def _lines(
             _known(
                 layer="device",
                 slice=settled.work.slice if settled.work else None,
-                slice_s=energy.slice_ns / NS_PER_S,
+                slice_us=_us(energy.slice_ns),
                 money_nano=energy.device_nano if cost else None,
                 provenance=Provenance.MODELLED,
                 cost=_sourced(facts.get("device_cost"), "nano_per_hour") if cost else None,
@@ -115,9 +116,9 @@ def _upper_lines(settled: Settlement, *, operator: bool) -> list[View]:
         layer="engine",
         replica=decision.chosen.replica if decision and operator else None,
         model=settled.model_served,
-        queued_ms=_ms(delivery.queued_ns),
-        prefill_ms=_ms(delivery.prefill_ns),
-        decode_ms=_ms(delivery.decode_ns),
+        queued_us=_us(delivery.queued_ns),
+        prefill_us=_us(delivery.prefill_ns),
+        decode_us=_us(delivery.decode_ns),
         provenance=delivery.timing,
     )
     exchange = _known(
@@ -129,12 +130,12 @@ def _upper_lines(settled: Settlement, *, operator: bool) -> list[View]:
         operator_loss_nano=(settled.loss_nano or None) if operator else None,
         rate_card=settled.rate_card,
         price_book=settled.price_book,
-        us=settled.hold_ns / NS_PER_US,
+        took_us=_us(settled.hold_ns),
         provenance=Provenance.MEASURED,
     )
     brain: View = {"layer": "brain", "provenance": Provenance.MEASURED}
     if decision is not None:
-        brain["decide_us"] = decision.decide_ns / NS_PER_US
+        brain["decide_us"] = _us(decision.decide_ns)
         if operator:
             brain |= _known(
                 chosen=_candidate(decision.chosen),
@@ -147,8 +148,8 @@ def _upper_lines(settled: Settlement, *, operator: bool) -> list[View]:
         endpoint=settled.endpoint,
         delivered_chunks=delivery.chunks,
         ending=delivery.ending,
-        ttft_ms=_ms(delivery.ttft_ns),
-        total_ms=_ms(delivery.total_ns),
+        ttft_us=_us(delivery.ttft_ns),
+        total_us=_us(delivery.total_ns),
         provenance=Provenance.MEASURED,
     )
     return [engine, exchange, brain, agents]

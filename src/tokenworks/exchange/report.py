@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 
 from tokenworks.core.errors import NotFound
-from tokenworks.core.units import MJ_PER_KWH
 from tokenworks.core.words import LAYERS, Interval
 from tokenworks.exchange.ledger import BOOKS
 from tokenworks.exchange.receipt import EnergySum, View, receipt_view
@@ -193,7 +192,6 @@ def cake(service: LedgerService, since_ns: int) -> View:
         "ustu": ustu or 0,
         "revenue_nano": (nano or 0) - (loss or 0),
         "meter_mj": meter_mj,
-        "meter_kwh": meter_mj / MJ_PER_KWH,
         "bill_nano": bill_nano if known_bill else None,
         "carbon_ug": carbon_ug if known_carbon else None,
         "slice_ns": slice_ns or 0,

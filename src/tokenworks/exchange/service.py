@@ -17,7 +17,7 @@ import msgspec
 from tokenworks.core.clock import Clock
 from tokenworks.core.errors import DataDirError, LedgerRefused
 from tokenworks.core.words import Work
-from tokenworks.exchange.journal import START, Journal, Position, read_from
+from tokenworks.exchange.journal import START, Journal, Position, journal_folder, read_from
 from tokenworks.exchange.ledger import Entry, apply
 from tokenworks.exchange.store.sqlite import SqliteStore
 from tokenworks.exchange.words import (
@@ -33,11 +33,6 @@ from tokenworks.exchange.words import (
 
 BATCH_RECORDS_MAX = 2_000
 WRITER = "ledger"
-
-
-def journal_folder(data: Path, writer: str, epoch: int) -> Path:
-    """Where a writer's epoch keeps its segments."""
-    return data / "journal" / writer / f"{epoch:08d}"
 
 
 class LedgerService:

@@ -1,0 +1,76 @@
+# One task runner: the same commands for people and for CI. `make` alone lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help up test check bench lock clean
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+# Where packages come from is pip's own configuration; nothing here names a host.
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+up: .venv/.run-ready ## Start the grid in the foreground; ARGS="--grid examples/existing-server.toml" for another
+	@exec $(BIN)/tokenworks up $(ARGS)
+
+test: check ## Linters, then all tests; ARGS are for pytest
+	@echo "model: fetching it unless it is there"
+	@$(BIN)/tokenworks model pull
+	@start=$$(date +%s%N); \
+	$(BIN)/python -m pytest $(ARGS); \
+	if [[ "$${TOKENWORKS_RECORD:-}" == 1 ]]; then \
+		ms=$$(( ($$(date +%s%N) - start) / 1000000 )); \
+		$(BIN)/python -m bench.results_file first_token "test_s=$$((ms / 1000)).$$(printf %03d $$((ms % 1000)))"; \
+	fi
+
+check: .venv/.dev-ready ## Format, lint, types and the floors, without running anything
+	@echo "check: ruff format";  $(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }
+	@echo "check: ruff";         $(BIN)/ruff check --quiet .
+	@echo "check: mypy";         $(BIN)/mypy --no-error-summary
+	@echo "check: floors";       $(BIN)/lint-imports
+
+bench: .venv/.dev-ready ## Measure, and merge the figures into bench/results/
+	@$(BIN)/python -m bench $(ARGS)
+
+lock: ## Pin all requirements with their hashes again (needs uv on the PATH)
+	@command -v uv >/dev/null || { echo "make lock needs uv on the PATH" >&2; exit 1; }
+	uv pip compile $(LOCK) --group build -o requirements/run.txt
+	uv pip compile $(LOCK) --group build --group dev -o requirements/dev.txt
+LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--no-annotate --no-header -q pyproject.toml
+
+clean: ## Remove caches and built files; .venv stays, so that the next run needs no network
+	@rm -rf dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps: while they are newer than what they stand for, nothing is downloaded or built.
+.venv/.run-ready: requirements/run.txt pyproject.toml
+	$(call install,requirements/run.txt)
+	@touch $@
+
+.venv/.dev-ready: requirements/dev.txt pyproject.toml
+	$(call install,requirements/dev.txt)
+	@touch .venv/.run-ready $@
+
+RIGHT_PYTHON := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+
+define install
+	@if [[ ! -x $(BIN)/python ]]; then \
+		$(PYTHON) $(RIGHT_PYTHON) || { \
+			echo "Tokenworks needs Python 3.11, 3.12 or 3.13, but $(PYTHON) is $$($(PYTHON) --version 2>&1 || true)." >&2; \
+			echo "Name another one: make PYTHON=python3.12" >&2; exit 1; }; \
+		echo "setup: creating .venv"; $(PYTHON) -m venv .venv; \
+	fi
+	@$(BIN)/python $(RIGHT_PYTHON) || { \
+		echo "Tokenworks needs Python 3.11, 3.12 or 3.13, but .venv has $$($(BIN)/python --version)." >&2; \
+		echo "Move .venv away and run make again, with PYTHON=python3.12 for example." >&2; exit 1; }
+	@echo "setup: installing $(1), exact versions, hashes checked"
+	@$(BIN)/python -m pip install -qq --require-hashes -r $(1)
+	@echo "setup: installing tokenworks from this checkout"
+	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
+endef

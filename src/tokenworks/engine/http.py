@@ -1,0 +1,175 @@
+"""A small keep-alive HTTP/1.1 client on asyncio protocols and httptools: the hot path to the engines.
+
+A Pool talks to one server. It never queues: when all its connections are busy it says so, because waiting belongs to
+the router, which knows other replicas. Errors are EngineDown when nothing was received (somebody else can be asked) and
+EngineFailed when the answer broke in the middle. Works on uvloop and on plain asyncio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Iterable
+
+from tokenworks.core.errors import EngineDown, EngineFailed
+from tokenworks.engine.wire import Connection, NothingCame, Response
+
+__all__ = ["Headers", "Pool", "Response"]
+
+CONNECT_S = 5.0
+FIRST_BYTE_S = 600.0
+"""llama.cpp answers nothing, not even a status, before the first token: its queue and the prefill are in this."""
+IDLE_S = 120.0
+"""Between two pieces of an answer."""
+KEEP_S = 4.0
+"""An unused connection is not trusted for longer; llama.cpp closes it after 5 s."""
+CONNECTIONS_MAX = 128
+CLOSE_ROUNDS_MAX = 100
+"""Rounds of the event loop in which closed sockets may say goodbye."""
+
+Headers = Iterable[tuple[str, str]]
+
+
+class Pool:
+    """Keep-alive connections to one server, at most ``connections_max``, none of them shared."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        connections_max: int = CONNECTIONS_MAX,
+        headers: Headers = (),
+        tls: ssl.SSLContext | None = None,
+        connect_s: float = CONNECT_S,
+        first_byte_s: float = FIRST_BYTE_S,
+        idle_s: float = IDLE_S,
+        keep_s: float = KEEP_S,
+    ) -> None:
+        self._host, self._port, self._tls = host, port, tls
+        self.connections_max = connections_max
+        self._connect_s, self._first_byte_s, self._idle_s, self._keep_s = connect_s, first_byte_s, idle_s, keep_s
+        name = f"[{host}]" if ":" in host else host
+        self._fixed = _lines([("host", f"{name}:{port}"), *headers])
+        self._open: set[Connection] = set()
+        self._closing: set[Connection] = set()
+        self._free: list[Connection] = []
+        self._connecting = 0
+        self._closed = False
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: Headers = (),
+        *,
+        first_byte_s: float | None = None,
+    ) -> Response:
+        """Send a request and wait for status and headers; the body is then read from the Response.
+
+        Raises EngineDown when it cannot connect, all connections are busy or nothing is received, EngineFailed when
+        the answer's head is broken. A kept connection that turns out to be closed is replaced once by a fresh one.
+        """
+        length = f"content-length: {len(body)}\r\n" if body or method == "POST" else ""
+        start = _checked(f"{method} {path} HTTP/1.1") + "\r\n" + self._fixed
+        head = (start + length + _lines(headers) + "\r\n").encode("latin-1")
+        limit_s = self._first_byte_s if first_byte_s is None else first_byte_s
+        connection = self._take() or await self._connect()
+        while True:
+            response = connection.send(head, body, self._idle_s)
+            try:
+                await connection.started(response, limit_s)
+            except NothingCame:
+                if connection.served == 1:
+                    raise
+            except BaseException:
+                response.abort()
+                raise
+            else:
+                return response
+            connection = await self._connect()
+
+    async def close(self) -> None:
+        """Close every connection at once; answers in the middle break."""
+        self._closed = True
+        for connection in list(self._open):
+            connection.fail(EngineFailed("The connection was closed on our side."))
+        for _ in range(CLOSE_ROUNDS_MAX):  # leave no half-closed socket to the garbage collector
+            if not self._closing:
+                break
+            await asyncio.sleep(0)
+
+    def _take(self) -> Connection | None:
+        oldest = asyncio.get_running_loop().time() - self._keep_s
+        while self._free:
+            connection = self._free.pop()
+            if connection.free_since > oldest and connection.alive:
+                return connection
+            connection.drop()
+        return None
+
+    async def _connect(self) -> Connection:
+        self._check_open()
+        if len(self._open) + self._connecting >= self.connections_max:
+            if not self._free:
+                raise EngineDown(f"All {self.connections_max} connections to the engine are in use.")
+            self._free.pop().drop()
+        self._connecting += 1
+        try:
+            async with asyncio.timeout(self._connect_s):
+                loop = asyncio.get_running_loop()
+                _, connection = await loop.create_connection(self._new, self._host, self._port, ssl=self._tls)
+        except (OSError, TimeoutError) as error:
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            raise EngineDown(f"Cannot connect to the engine at {self._host}:{self._port}: {reason}.") from error
+        finally:
+            self._connecting -= 1
+        try:
+            self._check_open()
+        except EngineDown:
+            connection.drop()
+            raise
+        return connection
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineDown("The connection to the engine was closed on our side.")
+
+    def _new(self) -> Connection:
+        return Connection(self)
+
+    # What connections report.
+
+    def opened(self, connection: Connection) -> None:
+        self._open.add(connection)
+
+    def release(self, connection: Connection, keep: bool) -> None:
+        if keep and not self._closed:
+            connection.free_since = asyncio.get_running_loop().time()
+            self._free.append(connection)
+        else:
+            connection.drop()
+
+    def closing(self, connection: Connection) -> None:
+        self._remove(connection)
+        self._closing.add(connection)
+
+    def lost(self, connection: Connection) -> None:
+        self._remove(connection)
+        self._closing.discard(connection)
+
+    def _remove(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        if connection in self._free:
+            self._free.remove(connection)
+
+
+def _checked(line: str) -> str:
+    if "\r" in line or "\n" in line:
+        raise ValueError("a line of an HTTP head cannot hold a line break")
+    return line
+
+
+def _lines(headers: Headers) -> str:
+    return "".join(_checked(f"{name}: {value}") + "\r\n" for name, value in headers)

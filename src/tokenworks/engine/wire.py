@@ -1,0 +1,319 @@
+"""One connection to an engine and the answer that arrives on it; ``http.Pool`` keeps and hands out connections.
+
+The parser feeds a Response; the Response holds bytes until they are read and stops the socket when its reader lags.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Protocol, cast
+
+import httptools
+
+from tokenworks.core.errors import EngineDown, EngineFailed
+
+DETACHED_S = 1.0
+"""How long the end of an answer that nobody reads may take before its connection is given up."""
+HEAD_BYTES_MAX = 65_536
+HEADERS_MAX = 128
+TIMER_SLACK_S = 1.0
+"""A timer may stand this much too late: timeouts need not be sharper."""
+BUFFER_BYTES_MAX = 262_144
+"""Body bytes waiting for a slow reader; beyond that the socket is no longer read."""
+
+
+class NothingCame(EngineDown):
+    """The engine closed the connection without an answer."""
+
+
+class Keeper(Protocol):
+    """Who is told what becomes of a connection: the pool."""
+
+    def opened(self, connection: Connection) -> None: ...
+    def release(self, connection: Connection, keep: bool) -> None: ...
+    def closing(self, connection: Connection) -> None: ...
+    def lost(self, connection: Connection) -> None: ...
+
+
+class Response:
+    """One answer: status and headers are there, the body comes. Read it to its end or ``abort()`` it."""
+
+    def __init__(self, connection: Connection, idle_s: float) -> None:
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        """As sent, names in lower case."""
+        self.idle_s = idle_s
+        self._connection: Connection | None = connection
+        self._blocks: deque[bytes] = deque()
+        self._size = 0
+        self._error: Exception | None = None
+        self._detached = False
+
+    def header(self, name: bytes) -> bytes:
+        """The first header of that lower-case name, or nothing."""
+        return next((value for known, value in self.headers if known == name), b"")
+
+    @property
+    def complete(self) -> bool:
+        """The whole answer has arrived (it may not have been read yet)."""
+        return self._connection is None and self._error is None
+
+    async def next_block(self) -> bytes:
+        """The body bytes that have come since the last call, waiting for some; empty at the end.
+
+        Raises EngineFailed when the answer broke off, after everything that did arrive was handed out.
+        """
+        while not self._blocks:
+            self.check()
+            if self._connection is None:
+                return b""
+            await self._connection.wait(self.idle_s)
+        block = self._blocks.popleft() if len(self._blocks) == 1 else b"".join(self._blocks)
+        self._blocks.clear()
+        self._size = 0
+        if self._connection is not None:
+            self._connection.resume()
+        return block
+
+    async def blocks(self) -> AsyncIterator[bytes]:
+        """The body as it comes. Leaving the loop early aborts the answer (when the generator is closed)."""
+        try:
+            while block := await self.next_block():
+                yield block
+        finally:
+            self.abort()
+
+    async def read(self, bytes_max: int) -> bytes:
+        """The whole body. Raises EngineFailed when it is larger than ``bytes_max`` or breaks off."""
+        body = bytearray()
+        try:
+            while block := await self.next_block():
+                body += block
+                if len(body) > bytes_max:
+                    raise EngineFailed(f"The engine's answer is larger than {bytes_max} bytes.")
+        finally:
+            self.abort()  # nothing happens when the answer is complete
+        return bytes(body)
+
+    def abort(self) -> None:
+        """Close the socket at once, so that the engine stops working on it. No effect on a complete answer."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            if self._error is None:
+                self._error = EngineFailed("The answer was given up.")
+            connection.drop()
+
+    def detach(self) -> None:
+        """Nobody reads on, but the end is near: keep the connection for the next request if it comes soon."""
+        self._detached = True
+        self._blocks.clear()
+        self._size = 0
+        if self._connection is not None:
+            self._connection.resume()
+            self._connection.abort_later(self, DETACHED_S)
+
+    def check(self) -> None:
+        """Raise what broke the answer, if something did."""
+        if self._error is not None:
+            raise self._error
+
+    def push(self, block: bytes) -> bool:
+        """Called by the connection with body bytes; True: enough for now."""
+        if not self._detached:
+            self._blocks.append(block)
+            self._size += len(block)
+        return self._size > BUFFER_BYTES_MAX
+
+    def end(self, error: Exception | None) -> None:
+        """Called by the connection when no more comes."""
+        self._connection = None
+        self._error = error
+
+
+class Connection(asyncio.Protocol):
+    """One socket, and the parser of what arrives on it. Serves one response at a time."""
+
+    def __init__(self, pool: Keeper) -> None:
+        self._pool = pool
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._response: Response | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._paused = False
+        self._finished = False
+        self._keep = False
+        self._head_bytes = 0
+        self._headers: list[tuple[bytes, bytes]] = []
+        self.served = 0
+        self.free_since = 0.0
+
+    # What the pool and the response ask for.
+
+    @property
+    def alive(self) -> bool:
+        """Nobody has begun to close it, as far as we know."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    def send(self, head: bytes, body: bytes, idle_s: float) -> Response:
+        """Write a request; the response fills as the answer comes."""
+        assert self._transport is not None
+        self._response = response = Response(self, idle_s)
+        self._finished, self._head_bytes, self._headers = False, 0, []
+        self.served += 1
+        self._transport.write(head + body if body else head)
+        return response
+
+    async def started(self, response: Response, first_byte_s: float) -> None:
+        """Wait for status and headers. Raises EngineDown when nothing comes, EngineFailed when it breaks."""
+        while not response.status:
+            response.check()
+            await self.wait(first_byte_s)
+
+    async def wait(self, seconds: float) -> None:
+        """Until something happens. A time that runs out breaks the connection and is seen as the response's error."""
+        self._waiter = waiter = self._loop.create_future()
+        self._deadline = self._loop.time() + seconds
+        # One timer per connection, re-armed only when it fires too early: a wait costs no timer of its own. A timer
+        # that stands too late (after a longer wait) is replaced.
+        if self._timer is not None and self._timer.when() > self._deadline + TIMER_SLACK_S:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._deadline, self._check)
+        try:
+            await waiter
+        finally:
+            # Between the wake-up and this line the connection may have begun to serve somebody else, who waits now.
+            if self._waiter is waiter:
+                self._waiter = None
+
+    def resume(self) -> None:
+        """The reader has caught up: read the socket again."""
+        if self._paused and self._transport is not None and self.alive:
+            self._paused = False
+            self._transport.resume_reading()
+
+    def drop(self) -> None:
+        """Close at once, without a word to the response."""
+        self._response = None
+        self._pool.closing(self)
+        if self._transport is not None:
+            self._transport.abort()
+        self._wake()
+
+    def abort_later(self, response: Response, seconds: float) -> None:
+        """Give the answer up if its end has not come by then."""
+        self._loop.call_later(seconds, response.abort)
+
+    # What asyncio says.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without saying so
+        self._pool.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        response = self._response
+        if response is None:  # a server that speaks unasked cannot be trusted with the next request
+            self.drop()
+            return
+        self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._keep = False
+            if not self._finished:
+                self.fail(EngineFailed("The engine's answer is not HTTP, or its headers are too long."))
+                return
+        if self._finished:
+            self._finish()
+        elif not response.status and self._head_bytes > HEAD_BYTES_MAX:
+            self.fail(EngineFailed("The engine's headers are too long."))
+        else:
+            self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._end_response(exc)
+        self._pool.lost(self)
+
+    def _end_response(self, exc: Exception | None) -> None:
+        response = self._response
+        if response is None:
+            return
+        if not self._head_bytes:
+            self.fail(NothingCame())
+        elif response.status and exc is None and self._ends_with_connection(response):
+            self._keep = False
+            self._finish()
+        else:
+            self.fail(EngineFailed("The engine's answer broke off."))
+
+    # What the parser says.
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self._headers) >= HEADERS_MAX:
+            raise ValueError("too many headers")
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        if self._finished or self._response is None:
+            raise ValueError("an answer to no question")
+        status = self._parser.get_status_code()
+        if status >= 200:
+            self._response.status = status
+            self._response.headers = list(self._headers)
+
+    def on_body(self, body: bytes) -> None:
+        if self._response is not None and self._response.push(body) and not self._paused:
+            assert self._transport is not None
+            self._paused = True
+            self._transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        if self._response is not None and self._response.status:
+            self._finished = True
+            self._keep = self._parser.should_keep_alive()
+        else:  # 1xx: the answer itself is still to come
+            self._headers = []
+
+    # Inside.
+
+    @staticmethod
+    def _ends_with_connection(response: Response) -> bool:
+        return not response.header(b"content-length") and not response.header(b"transfer-encoding")
+
+    def _finish(self) -> None:
+        response, self._response = self._response, None
+        assert response is not None
+        self.resume()
+        response.end(None)
+        self._pool.release(self, self._keep)
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        """Close at once; the response breaks with ``error``."""
+        response = self._response
+        if response is not None:
+            response.end(error)
+        self.drop()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _check(self) -> None:
+        self._timer = None
+        if self._waiter is None or self._response is None:
+            return
+        if self._loop.time() < self._deadline:
+            self._timer = self._loop.call_at(self._deadline, self._check)
+        elif self._head_bytes:
+            self.fail(EngineFailed("The engine fell silent in the middle of its answer."))
+        else:
+            self.fail(EngineDown("The engine did not answer in time."))

@@ -1,0 +1,98 @@
+"""What only shows when the tables are read together: defaults that depend on others, names that must be defined."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+from tokenworks.core.errors import nearest
+from tokenworks.gridfile.place import At, PlaceError
+from tokenworks.gridfile.tables import EMBEDDED_MODEL, GridFile, Replica
+
+
+def fill(raw: dict[str, Any]) -> None:
+    """Write the defaults that depend on the rest of the file into it; its types are right already."""
+    raw.setdefault("name", "grid")
+    listed = bool(raw.get("site"))
+    sites = raw["site"] = raw.get("site") or [{"name": "here"}]
+    for site in sites:
+        site.setdefault("entity", raw["name"])
+    if listed and not raw.get("replica"):
+        hint = f"add [[replica]] with model and site = {sites[0]['name']!r}"
+        raise PlaceError(("site", 0), "the file has sites but no replica, so nothing makes tokens", hint)
+    replicas = raw["replica"] = raw.get("replica") or [{"model": EMBEDDED_MODEL}]
+    for index, replica in enumerate(replicas):
+        if "site" not in replica and len(sites) > 1:
+            names = ", ".join(repr(site["name"]) for site in sites[:5])
+            raise PlaceError(("replica", index, "site"), "is missing, and there are several sites", f"one of {names}")
+        site = replica.setdefault("site", sites[0]["name"])
+        replica.setdefault("name", f"{site}-{sum(each['site'] == site for each in replicas[: index + 1])}")
+        replica.setdefault("driver", "external" if "url" in replica else "embedded")
+        devices = next((each.get("device") for each in sites if each["name"] == site), None)
+        if devices:
+            replica.setdefault("device", devices[0]["id"])
+
+
+def check(grid: GridFile) -> None:
+    """Raise PlaceError for the first thing that only shows when the tables are read together."""
+    exchange = grid.exchange
+    sites = _unique([site.name for site in grid.sites], ("site",), "name")
+    _unique([replica.name for replica in grid.replicas], ("replica",), "name")
+    models = [replica.model for replica in grid.replicas]
+    for key, tables in (("rate", exchange.rates), ("price", exchange.prices)):
+        for index, model in enumerate(_unique([table.model for table in tables], ("exchange", key), "model")):
+            _defined(model, ["*", *models], ("exchange", key, index, "model"), "served by no replica")
+    for index, site in enumerate(grid.sites):
+        at: At = ("site", index)
+        _unique([device.id for device in site.devices], (*at, "device"), "id")
+        if site.pue_permille is not None and site.pue_permille < 1000:
+            raise PlaceError((*at, "pue"), "is below 1: a site takes at least what its devices take")
+        if site.supply.interval_ns == 0:
+            raise PlaceError((*at, "supply", "interval"), "must be longer than 0 s")
+        for number, device in enumerate(site.devices):
+            if device.idle_mw is not None and device.max_mw is not None and device.max_mw < device.idle_mw:
+                raise PlaceError((*at, "device", number, "max"), "is below idle")
+    for index, replica in enumerate(grid.replicas):
+        at = ("replica", index)
+        _defined(replica.site, sites, (*at, "site"), "no such site")
+        devices = [device.id for device in grid.sites[sites.index(replica.site)].devices]
+        if devices and replica.device is not None:
+            _defined(replica.device, devices, (*at, "device"), f"no such device at site {replica.site!r}")
+        _check_upstream(replica, at)
+
+
+def _check_upstream(replica: Replica, at: At) -> None:
+    """What an external replica needs and an embedded one must not have. Messages show no secret written by mistake."""
+    if replica.driver == "embedded":
+        for key in ("url", "upstream_model", "api_key_env"):
+            if getattr(replica, key) is not None:
+                raise PlaceError((*at, key), "belongs to an external replica", 'write driver = "external" and url')
+        return
+    if replica.url is None:
+        raise PlaceError((*at, "url"), "is missing: an external replica is reached by it")
+    try:
+        url = urlsplit(replica.url)
+        sound = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and replica.url.isprintable()
+    except ValueError:
+        url, sound = urlsplit(""), False
+    if not sound or url.username is not None or url.query or url.fragment:
+        hint = 'like "http://127.0.0.1:8000/v1", without user, password or query'
+        raise PlaceError((*at, "url"), "is not an http or https address", hint)
+    if replica.api_key_env is not None and not re.fullmatch("[A-Z_][A-Z0-9_]*", replica.api_key_env):
+        what = "must be the name of an environment variable in capitals, never the key itself"
+        raise PlaceError((*at, "api_key_env"), what, 'like "UPSTREAM_API_KEY"')
+
+
+def _unique(names: list[str], at: At, key: str) -> list[str]:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise PlaceError((*at, index, key), f"{name!r} is there twice")
+    return names
+
+
+def _defined(name: str, known: list[str], at: At, what: str) -> None:
+    if name not in known:
+        near = nearest(name, known)
+        hint = f"did you mean {near!r}?" if near else "defined: " + ", ".join(repr(each) for each in known[:5])
+        raise PlaceError(at, f"{name!r}: {what}", hint)

@@ -39,6 +39,9 @@ def parse_request(endpoint: Endpoint, body: bytes, receipt: str, arrived_ns: int
     model = _typed(asked, "model", str, "a string naming a model")
     if not model:
         raise BadRequest("no model is named", param="model", hint="GET /v1/models lists what is served here")
+    if asked.get("grammar") is not None:
+        # An engine that cannot read a grammar prints it into its log, where nothing of a client's may stand.
+        raise BadRequest("grammar is not taken", param="grammar", hint="use response_format with a json_schema")
     stream = bool(_typed(asked, "stream", bool, "true or false") or False)
     options = _typed(asked, "stream_options", dict, "an object") or {}
     choices = _integer(asked, "n", low=1, high=CHOICES_MAX) or 1

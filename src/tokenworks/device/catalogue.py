@@ -42,6 +42,8 @@ class Accelerator(Word, frozen=True):
     max_mw_per_thread: int | None
     capital_nano_usd_per_thread: int | None
     life_years: int | None
+    capital_source: str | None
+    """Where price and life come from; ``source`` is that of the rest."""
 
 
 def _scaled(text: str, scale: int) -> int | None:
@@ -72,6 +74,7 @@ def _row(cells: dict[str, str]) -> Accelerator:
         max_mw_per_thread=_scaled(cells["max_w_per_thread"], 1_000),
         capital_nano_usd_per_thread=_scaled(cells["capital_usd_per_thread"], NANO),
         life_years=_scaled(cells["life_years"], 1),
+        capital_source=cells["capital_source"] or None,
     )
 
 

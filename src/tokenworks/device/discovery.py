@@ -178,6 +178,6 @@ def _cost(row: Accelerator, threads: int) -> Sourced | None:
     return Sourced(
         value=rate_of(threads, row.capital_nano_usd_per_thread, row.life_years * HOURS_PER_YEAR),
         provenance=Provenance.MODELLED,
-        source=f"{threads} threads of {row.id}, straight line over {row.life_years} years; {row.source}",
+        source=f"{threads} threads of {row.id}, straight line over {row.life_years} years; {row.capital_source}",
         error_permille=COST_ERROR_PERMILLE,
     )

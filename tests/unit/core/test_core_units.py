@@ -68,7 +68,8 @@ def test_every_unit_of_every_kind_is_read_exactly(text: str, kind: str, smallest
 
 
 @pytest.mark.parametrize(
-    ("text", "watts_mw"), [("  4  MW ", 4 * 10**9), ("4MW", 4 * 10**9), ("1_000 W", 10**6), ("1e3 W", 10**6), ("+1 W", 1_000)]
+    ("text", "watts_mw"),
+    [("  4  MW ", 4 * 10**9), ("4MW", 4 * 10**9), ("1_000 W", 10**6), ("1e3 W", 10**6), ("+1 W", 1_000)],
 )
 def test_a_number_may_be_written_in_several_ways(text: str, watts_mw: int) -> None:
     """Spaces, underscores, exponents and a sign do not change what is read."""

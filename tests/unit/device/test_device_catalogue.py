@@ -11,7 +11,7 @@ from tokenworks.device.catalogue import accelerator, catalogue
 COLUMNS = (
     "id,name,vendor,memory_gb,memory_type,bandwidth_gb_s,bf16_dense_tflops,fp8_dense_tflops,board_power_w,"
     "idle_power_w,interconnect,interconnect_gb_s_bidir,partition_modes,backend,pci_vendor,confidence,source,note,"
-    "idle_w_per_thread,max_w_per_thread,capital_usd_per_thread,life_years"
+    "idle_w_per_thread,max_w_per_thread,capital_usd_per_thread,life_years,capital_source"
 )
 
 
@@ -24,6 +24,7 @@ def test_every_row_has_a_source_and_a_unique_id() -> None:
     for row in catalogue().values():
         assert row.source.strip(), row.id
         assert row.confidence in {"A", "B", "C"}, row.id
+        assert bool(row.capital_source) == (row.capital_nano_usd_per_thread is not None), row.id
 
 
 def test_blank_is_unknown_and_numbers_are_exact_integers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -80,45 +81,51 @@ def _print_receipt(console: Console, found: dict[str, Any]) -> None:
     ]
     status = f"energy {found['status']}" if "status" in found else "energy unknown"
     console.print(" · ".join(total for total in totals if total) + f"   ({status})\n")
-    rows = []
+    rows: list[tuple[str, str, str]] = []
+    sources: list[str] = []
     for floor, line in reversed(list(enumerate(found["lines"], 8 - len(found["lines"])))):
-        facts = [_fact(name, value, found["currency"]) for name, value in line.items() if name not in _HIDDEN]
-        rows.append((f"{floor} {line['layer']}", "\n".join(fact for fact in facts if fact), line["provenance"]))
+        facts = [(name, value) for name, value in line.items() if name not in _HIDDEN]
+        short = [_fact(name, value, found["currency"]) for name, value in facts if not _sourced(value)]
+        rows.append((f"{floor} {line['layer']}", " · ".join(short), line["provenance"]))
+        sources += [_source(name, value, found["currency"]) for name, value in facts if _sourced(value)]
+        if "basis" in line:
+            sources.append(f"energy: {line['provenance']}, {line['basis']}")
     console.print(out.table("", ("layer", "", "provenance"), rows))
-    basis = next((line["basis"] for line in found["lines"] if "basis" in line), None)
-    if basis:
-        console.print(f"\nenergy: {basis}")
+    console.print("\n" + "\n".join(sources))
+
+
+def _sourced(value: Any) -> bool:
+    return isinstance(value, dict) and "provenance" in value
+
+
+def _source(name: str, value: dict[str, Any], currency: str) -> str:
+    """A figure that somebody else stated: what, how much, who says so."""
+    unit, number = next((k, v) for k, v in value.items() if k not in ("provenance", "source", "error_permille"))
+    return f"{name}: {_rate(unit, number, currency)}, {value['provenance']}, {value.get('source', 'unknown source')}"
 
 
 def _fact(name: str, value: Any, currency: str) -> str:
     """One figure of a line, with its unit for people."""
     if isinstance(value, dict):
-        if "provenance" in value:
-            unit, number = next((k, v) for k, v in value.items() if k not in ("provenance", "source", "error_permille"))
-            return f"{name}: {_fact(unit, number, currency)} ({value['provenance']}: {value.get('source', '')})"
         if name == "chosen":
-            terms = ", ".join(f"{term} {out.money(nano, currency)}" for term, nano in value["terms_nano"].items())
-            return f"chosen {value['replica']}: {terms} = {out.money(value['total_nano'], currency)}"
-        return f"{name}: " + ", ".join(f"{k} {v}" for k, v in value.items())
+            terms = " + ".join(f"{term} {out.money(nano, currency)}" for term, nano in value["terms_nano"].items())
+            return f"chose {value['replica']} at {terms}"
+        return f"{name.removesuffix('_permille')} " + ", ".join(f"{k} {v}" for k, v in value.items())
     if isinstance(value, list):
-        return "\n".join(f"next best {each['replica']}: {out.money(each['total_nano'], currency)}" for each in value)
+        return " · ".join(f"next best {each['replica']} at {out.money(each['total_nano'], currency)}" for each in value)
     label, _, unit = name.rpartition("_")
-    match unit:
-        case "mj":
-            return f"{label} {out.energy(value)}"
-        case "ug":
-            return f"{label} {out.carbon(value)}"
-        case "nano":
-            return f"{label} {out.money(value, currency)}"
-        case "ustu":
-            return f"{label} {out.stu(value)}"
-        case "us":
-            return f"{label} {value:,} us" if value < 10_000 else f"{label} {value / 1000:,.1f} ms"
-    return _rate(name, value, currency) or f"{name.replace('_', ' ')} {value}"
+    shown: dict[str, Callable[[int], str | None]] = {
+        "mj": out.energy,
+        "ug": out.carbon,
+        "nano": lambda nano: out.money(nano, currency),
+        "ustu": out.stu,
+        "us": lambda us: f"{us:,} us" if us < 10_000 else f"{us / 1000:,.1f} ms",
+    }
+    return f"{label.replace('_', ' ')} {shown[unit](value)}" if unit in shown else f"{name.replace('_', ' ')} {value}"
 
 
 def _rate(name: str, value: Any, currency: str) -> str | None:
-    rates = {
+    rates: dict[str, Callable[[int], str]] = {
         "nano_per_kwh": lambda v: f"{out.money(v, currency)}/kWh",
         "ug_per_kwh": lambda v: f"{v / 1e6:g} g CO2e/kWh",
         "nano_per_hour": lambda v: f"{out.money(v, currency)}/h for the device",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -79,6 +80,7 @@ def _introduce(plan: compose.Plan, data: Path) -> None:
 def _welcome(url: str, keys: datadir.Keys, plan: compose.Plan) -> str:
     model = plan.replicas[0].model
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    me = "tokenworks" if shutil.which("tokenworks") else os.path.relpath(sys.argv[0])
     bold, plain = ("\x1b[1m", "\x1b[0m") if colour else ("", "")
     return f"""{bold}URL{plain}  {url}/v1
 {bold}key{plain}  {keys.key}   (account {keys.account!r})
@@ -88,5 +90,7 @@ curl -N {url}/v1/chat/completions -H 'Authorization: Bearer {keys.key}' \\
   -d '{{"model": "{model}", "stream": true, "stream_options": {{"include_usage": true}}, "max_tokens": 64, \
 "messages": [{{"role": "user", "content": "Say hello to the grid."}}]}}'
 
-In another terminal: tokenworks chat "Why is the sky blue?" · tokenworks status · tokenworks books · tokenworks cake
+In another terminal, with the same TOKENWORKS_DATA:
+  {me} chat "Why is the sky blue?"
+  {me} receipt show · status · books · cake · doctor
 """

@@ -8,12 +8,13 @@ hold that never reached an engine. All are synchronous, so no two requests can p
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 from tokenworks.core.clock import Clock
 from tokenworks.core.errors import ExchangeDown, UnknownKey
 from tokenworks.core.ids import key_hash, key_id_of, same_hash
 from tokenworks.core.words import Amount, Decision, Delivery, EnergyLine, Interval, Request, Usage, Work
-from tokenworks.exchange.budget import BudgetTree, Path
+from tokenworks.exchange.budget import BudgetTree, Node, Path
 from tokenworks.exchange.journal import Journal
 from tokenworks.exchange.prices import Prices
 from tokenworks.exchange.words import (
@@ -73,6 +74,10 @@ class Desk:
         self._budgets.learn(directory.budgets)
         self._accounts = {account.id: account for account in directory.accounts}
         self._keys = {key.id: key for key in directory.keys}
+
+    def budget_nodes(self) -> Iterable[Node]:
+        """The budgets as this gateway counts them."""
+        return self._budgets.nodes()
 
     def identify(self, key: str | None) -> Identity:
         """Whose key is it? Raises UnknownKey, the same for a wrong, a revoked and a missing one."""

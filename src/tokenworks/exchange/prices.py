@@ -31,13 +31,11 @@ class Prices(Word, frozen=True):
     """Model -> bucket -> nano-currency per million tokens."""
 
     def price(self, model: str, usage: Usage) -> Amount:
-        """What this usage of this model costs. Raises BadQuantity for a bucket that has no rate or price."""
+        """What this usage of this model costs. Every line has every bucket, so a used token always has a price."""
         rates = self.rates.get(model) or self.rates["*"]
         prices = self.prices.get(model) or self.prices["*"]
         ustu = nano_millionths = 0
         for bucket, count in usage.counts():
-            if bucket not in rates or bucket not in prices:
-                raise BadQuantity(f"model {model!r} has no price for {bucket} tokens", hint="add it to the price book")
             ustu += count * rates[bucket]
             nano_millionths += count * prices[bucket]
         return Amount(ustu=ustu, nano=-(-nano_millionths // _TOKENS_PER_PRICE))
@@ -81,13 +79,25 @@ def default_prices(currency: str) -> Prices:
         if line["currency"] == currency
     }
     version = str(raw["version"])
+    any_price = prices.get("*", dict.fromkeys(BUCKETS, 0))
     return Prices(
         currency=currency,
         rate_card=version,
         price_book=version if prices else "none",
-        rates=rates,
-        prices=prices or {"*": dict.fromkeys(BUCKETS, 0)},
+        rates={model: _whole(line, rates["*"]) for model, line in rates.items()},
+        prices={model: _whole(line, any_price) for model, line in prices.items()} or {"*": any_price},
     )
+
+
+_STANDS_IN = {"cached_input": "input", "cache_write": "input", "reasoning": "output"} | dict.fromkeys(
+    ("image", "audio", "video"), "input"
+)
+"""What a bucket costs that a line does not name: no token is ever left without a price."""
+
+
+def _whole(line: Mapping[str, int], fallback: Mapping[str, int]) -> dict[str, int]:
+    """A line with all buckets: what it names, what stands in for the rest, and last the line of any model."""
+    return {b: line.get(b, line.get(_STANDS_IN.get(b, b), fallback[b])) for b in BUCKETS}
 
 
 def with_lines(
@@ -96,10 +106,13 @@ def with_lines(
     """The base with lines of a grid file laid over it; a model's own line replaces the shipped one whole."""
     if not rates and not prices:
         return base
+    any_rate, any_price = (
+        _whole(given.get("*", {}), shipped["*"]) for given, shipped in ((rates, base.rates), (prices, base.prices))
+    )
     return Prices(
         currency=base.currency,
         rate_card=version if rates else base.rate_card,
         price_book=version if prices else base.price_book,
-        rates={**base.rates, **{model: dict(line) for model, line in rates.items()}},
-        prices={**base.prices, **{model: dict(line) for model, line in prices.items()}},
+        rates={**base.rates, "*": any_rate, **{m: _whole(line, any_rate) for m, line in rates.items()}},
+        prices={**base.prices, "*": any_price, **{m: _whole(line, any_price) for m, line in prices.items()}},
     )

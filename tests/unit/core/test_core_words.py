@@ -11,7 +11,7 @@ from tokenworks.core.words import BUCKETS, EnergyLine, Interval, Provenance, Ser
 counts = st.integers(0, 10**9)
 
 
-@given(st.fixed_dictionaries({bucket: counts for bucket in BUCKETS}))
+@given(st.fixed_dictionaries(dict.fromkeys(BUCKETS, counts)))
 def test_the_buckets_of_a_usage_add_up(buckets: dict[str, int]) -> None:
     """Nothing is in two buckets, so the total is their sum; empty buckets are not listed, the order is fixed."""
     usage = Usage(**buckets)  # type: ignore[arg-type]  # the buckets are all integers

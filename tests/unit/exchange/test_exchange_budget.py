@@ -149,7 +149,7 @@ def test_a_refused_hold_names_the_budget_and_holds_nothing() -> None:
     tree = BudgetTree()
     tree.learn([budget("team", None, 10, spent_nano=4, held_nano=1), budget("agent", "team", 100)])
     path = tree.path("agent")
-    with pytest.raises(BudgetSpent, match="'team' has 0.000000005 USD left, .* up to 0.000000006 USD"):
+    with pytest.raises(BudgetSpent, match=r"'team' has 0\.000000005 USD left, .* up to 0\.000000006 USD"):
         tree.hold(path, Amount(ustu=0, nano=6), "USD")
     assert [(node.id, node.held_nano) for node in path] == [("agent", 0), ("team", 1)]
     tree.hold(path, Amount(ustu=10**9, nano=5), "USD")
@@ -160,7 +160,7 @@ def test_standard_tokens_limit_as_money_does() -> None:
     """Each of the two books has its own limit, and the message speaks the unit of the one that is short."""
     tree = BudgetTree()
     tree.learn([Budget(id="b", account="a", parent=None, name="", limit_ustu=1_500_000, limit_nano=None)])
-    with pytest.raises(BudgetSpent, match="'b' has 1.5 STU left"):
+    with pytest.raises(BudgetSpent, match=r"'b' has 1\.5 STU left"):
         tree.hold(tree.path("b"), Amount(ustu=1_500_001, nano=0), "USD")
     tree.hold(tree.path("b"), Amount(ustu=1_500_000, nano=10**18), "USD")
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,7 @@ def test_a_lost_or_moved_record_is_found(folder: Path) -> None:
     path = segment_path(folder, 1)
     whole = path.read_bytes()
     head = whole[: positions[0].offset]
-    frames = [whole[a.offset : b.offset] for a, b in zip(positions, positions[1:], strict=False)]
+    frames = [whole[a.offset : b.offset] for a, b in pairwise(positions)]
     path.write_bytes(head + frames[0] + frames[2] + frames[3])
     assert everything(folder) == RECORDS[:1]
     path.write_bytes(head + frames[1] + frames[0])
@@ -262,7 +263,7 @@ def test_a_folder_has_one_journal_for_ever(folder: Path, journal: Journal) -> No
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     """The operator reads what is wrong with the data directory, not a traceback."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataDirError, match="cannot write the journal .*: Not a directory"):
+    with pytest.raises(DataDirError, match=r"cannot write the journal .*: Not a directory"):
         Journal(tmp_path / "file" / "journal", "w", 1)
 
 

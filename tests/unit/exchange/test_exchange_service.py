@@ -23,8 +23,8 @@ from tokenworks.core.words import (
 )
 from tokenworks.exchange import offices
 from tokenworks.exchange import service as module
-from tokenworks.exchange.journal import Journal
-from tokenworks.exchange.service import LedgerService, journal_folder
+from tokenworks.exchange.journal import Journal, journal_folder
+from tokenworks.exchange.service import LedgerService
 from tokenworks.exchange.store.sqlite import SqliteStore
 from tokenworks.exchange.words import (
     Account,
@@ -259,8 +259,7 @@ def test_a_ledger_killed_at_any_write_goes_on_where_it_was(
     assert expected[1]["closed"] is True
     assert len(copies) > 50
     for number, copied in enumerate(copies):
-        if number % 3 == 0 or number > len(copies) - 5:
-            assert finished(copied) == expected, number
+        assert finished(copied) == expected, number
         shutil.rmtree(copied)
 
 
@@ -286,7 +285,7 @@ def test_a_write_that_fails_leaves_the_state_of_the_last_commit(
             except apsw.FullError:
                 failures, allowed = failures + 1, allowed % 15 + 1
                 assert service.state == service.store.load()
-    assert failures > 15
+    assert failures > 10
     books = answer(service, "books")
     assert books["closed"] is True
     assert (books["receipts"], books["intervals"]) == (12, 4)
@@ -484,7 +483,7 @@ def test_site_facts_survive_a_restart_in_their_last_version(data: Path) -> None:
     """Two descriptions at one instant: the later one holds, before and after the ledger starts again."""
     service = LedgerService(data, CLOCK)
     for entity in "ef":
-        facts = {"site": "home", "entity": entity, "place": None, "jurisdiction": None, "facts": {}}
+        facts: dict[str, Any] = {"site": "home", "entity": entity, "place": None, "jurisdiction": None, "facts": {}}
         assert answer(service, "describe_site", facts=facts)["status"] == "described"
         assert answer(service, "describe_site", facts=facts)["status"] == "already_described"
     assert service.store.load().sites["home"].entity == "f"

@@ -122,7 +122,8 @@ def _give_back(house: House, request: Request, hold: Hold, decision: Decision | 
 def _worst(house: House, request: Request, model: str, options: Sequence[Offer]) -> Amount:
     """The most that this model can cost: its context bounds prompt and answer of every choice."""
     context = max(option.context_tokens for option in options if option.model == model)
-    output_max = min(request.output_max or context, context) * request.choices
+    asked = context if request.output_max is None else min(request.output_max, context)
+    output_max = asked * request.choices
     return house.desk.prices.worst(model, min(request.input_max, context), output_max)
 
 

@@ -104,7 +104,7 @@ def _text_input(asked: Mapping[str, Any]) -> int:
     prompt = asked.get("prompt")
     if isinstance(prompt, str) and prompt:
         return len(prompt.encode()) + TEMPLATE_TOKENS_MAX
-    if isinstance(prompt, list) and prompt and len({type(part) for part in prompt} & {str, int}) == 1:
+    if isinstance(prompt, list) and {type(part) for part in prompt} in ({str}, {int}):
         return len(_encode(prompt)) + TEMPLATE_TOKENS_MAX * len(prompt)
     raise BadRequest("prompt must be text, a list of texts or a list of tokens, and not empty", param="prompt")
 
@@ -150,7 +150,9 @@ def with_receipt(body: bytes, settled: Settlement) -> bytes:
     end = body.rstrip()
     if not end.endswith(b"}"):
         return body
-    return end[:-1] + b',"tokenworks":' + _encode(receipt_object(settled)) + b"}"
+    members = end[:-1].rstrip()
+    comma = b"" if members.endswith(b"{") else b","
+    return members + comma + b'"tokenworks":' + _encode(receipt_object(settled)) + b"}"
 
 
 def event(data: bytes) -> bytes:

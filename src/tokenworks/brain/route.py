@@ -88,7 +88,9 @@ def eligible(request: Request, offers: Sequence[Offer]) -> tuple[list[Offer], di
 def price(request: Request, offer: Offer, scales: Scales) -> Candidate:
     """All terms of one option, in nano-currency. Expected work over measured speed gives the time on the slice."""
     input_tokens = request.input_max / BYTES_PER_TOKEN
-    output_tokens = min(OUTPUT_TOKENS_EXPECTED, request.output_max or OUTPUT_TOKENS_EXPECTED)
+    output_tokens = OUTPUT_TOKENS_EXPECTED
+    if request.output_max is not None:
+        output_tokens = min(output_tokens, request.output_max)
     busy_s = input_tokens / (offer.prefill_tps or PREFILL_TPS_ASSUMED) + output_tokens / (
         offer.decode_tps or DECODE_TPS_ASSUMED
     )

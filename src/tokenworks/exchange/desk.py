@@ -64,8 +64,8 @@ class Desk:
         self._accounts: dict[str, Account] = {}
         self._keys: dict[str, Key] = {}
         self._backlog: deque[AnyCommand] = deque()
-        """Settlements that the disk refused: written as soon as it takes them. Bounded by the open holds, since no new
-        hold is accepted while there is one."""
+        """Settlements and intervals that the disk refused: written as soon as it takes them. Bounded, since no new hold
+        is accepted while there is one: by the holds that were open, and an interval a minute."""
         self.open_holds = 0
         self.busy_ns = 0
 

@@ -87,6 +87,8 @@ class Journal:
         self._dirty = threading.Condition()
         self._unsynced = 0
         self._closed = False
+        self._torn = False
+        """A failed write has left a part of a frame behind the last record."""
         self.sync_failures = 0
         self._open_segment()
         self._syncer = threading.Thread(target=self._sync_groups, name="journal-sync", daemon=True)
@@ -115,8 +117,12 @@ class Journal:
         old, self._fd = self._fd, fd
         self._position = Position(number, len(MAGIC) + len(header), crc)
         if old >= 0:
-            os.fdatasync(old)
-            os.close(old)
+            try:
+                os.fdatasync(old)
+            except OSError:
+                self.sync_failures += 1
+            finally:
+                os.close(old)
 
     def append(self, payload: bytes) -> Position:
         """Write one record. On return it survives the death of this process. Raises ExchangeDown, writing nothing."""
@@ -124,6 +130,8 @@ class Journal:
             raise ValueError(f"a record has 1 to {RECORD_BYTES_MAX} bytes")
         if self._closed:
             raise ExchangeDown("the journal is closed")
+        if self._torn:
+            self._cut()
         if self._position.offset >= SEGMENT_BYTES_MAX:
             with self._dirty:
                 self._open_segment()
@@ -132,9 +140,9 @@ class Journal:
         try:
             _write_all(self._fd, frame)
         except OSError as error:
-            # A part of the frame may be there: take it away, so that the next record follows the last good one.
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, at.offset)
+            self._torn = True
+            with contextlib.suppress(ExchangeDown):
+                self._cut()
             raise ExchangeDown(f"cannot write the journal: {error.strerror}", hint="is the disk full?") from error
         self._position = Position(at.segment, at.offset + len(frame), crc)
         self._unsynced += 1
@@ -142,6 +150,14 @@ class Journal:
             with self._dirty:
                 self._dirty.notify()
         return self._position
+
+    def _cut(self) -> None:
+        """Take away what a failed write left: the next record follows the last good one. Raises ExchangeDown."""
+        try:
+            os.ftruncate(self._fd, self._position.offset)
+        except OSError as error:
+            raise ExchangeDown(f"cannot repair the journal: {error.strerror}") from error
+        self._torn = False
 
     def _sync_groups(self) -> None:
         while True:

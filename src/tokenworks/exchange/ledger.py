@@ -214,11 +214,13 @@ def _settle(state: State, command: Settle) -> list[Entry]:
         settled.ustu - settled.loss_ustu > hold.ustu or settled.nano - settled.loss_nano > hold.nano
     ):
         raise LedgerRefused(f"{settled.receipt} would charge more than was held")
-    if min(settled.ustu, settled.nano, settled.loss_ustu, settled.loss_nano) < 0:
-        raise LedgerRefused(f"{settled.receipt} would settle a negative amount")
-    hold = _release(state, settled.receipt)
+    if hold is not None and (settled.account, settled.budget) != (state.budgets[hold.budget].account, hold.budget):
+        raise LedgerRefused(f"{settled.receipt} was held on budget {hold.budget!r}", hint="who holds is who pays")
     charged_ustu = settled.ustu - settled.loss_ustu
     charged_nano = settled.nano - settled.loss_nano
+    if min(charged_ustu, charged_nano, settled.loss_ustu, settled.loss_nano) < 0:
+        raise LedgerRefused(f"{settled.receipt} would settle a negative amount")
+    hold = _release(state, settled.receipt)
     for node in state.path(hold.budget):
         tally = state.tallies[node]
         tally.spent_ustu += charged_ustu
@@ -247,6 +249,8 @@ def _close_interval(state: State, interval: Interval) -> list[Entry]:
     site = interval.site
     if interval.start_ns < state.interval_end_ns.get(site, 0) or interval.end_ns <= interval.start_ns:
         raise LedgerRefused(f"an interval of site {site!r} starts before the last one ended")
+    if len({line.receipt for line in interval.requests}) < len(interval.requests):
+        raise LedgerRefused(f"an interval of site {site!r} has two lines of one receipt")
     requests = sum(line.energy_mj for line in interval.requests)
     services = sum(line.energy_mj for line in interval.services)
     entries = _lines(

@@ -77,10 +77,12 @@ def account_create(
 ) -> dict[str, Any]:
     """Open an account with a root budget of the same id."""
     _name(account, "an account")
-    if account in service.state.accounts:
+    if account in service.state.budgets:
         return {"account": account, "status": "already_opened"}
+    # The account is there without its budget when the disk was full between the two: then it is opened to the end.
+    new = Account(id=account, name=name or account, opened_ns=clock.now_ns())
     service.submit(
-        OpenAccount(account=Account(id=account, name=name or account, opened_ns=clock.now_ns())),
+        OpenAccount(account=service.state.accounts.get(account, new)),
         SetBudget(
             budget=Budget(
                 id=account, account=account, parent=None, name="all", limit_nano=limit_nano, limit_ustu=limit_ustu

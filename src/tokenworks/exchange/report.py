@@ -69,6 +69,7 @@ def books(service: LedgerService) -> View:
     checks += [
         _check("every transaction sums to zero in each book", store.rows("wrong_transactions")),
         _check("balances equal the sum of their entries", store.rows("wrong_balances")),
+        _check("receipts say what was booked", store.rows("wrong_receipts")),
         _check("receipts equal what customers owe", _wrong_customers(service)),
         _check("budgets equal what their receipts spent", _wrong_budgets(service)),
         _check("receipts' energy equals the energy of requests", _wrong_energy(service)),

@@ -97,8 +97,8 @@ class LedgerServer:
         try:
             if call.method == "hello":
                 result: Any = offices.hello(self._service, **call.params)
+                self._tell()  # hello may have returned a dead gateway's holds: the others hear of it now
                 self._gateways.add(writer)
-                self._told = self._service.directory_version
             else:
                 result = offices.answer(self._service, self._clock, call.method, call.params)
         except TokenworksError as error:
@@ -131,7 +131,10 @@ def _watch_parent(loop: asyncio.AbstractEventLoop, ended: Callable[[], None]) ->
             loop.remove_reader(0)
             ended()
 
-    loop.add_reader(0, readable)
+    try:
+        loop.add_reader(0, readable)
+    except PermissionError:
+        raise TokenworksError("standard input must be a pipe from the process that starts the ledger") from None
 
 
 def main() -> int:

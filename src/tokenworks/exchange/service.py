@@ -6,6 +6,7 @@ it can die at any instant and go on where it was.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterable
@@ -86,15 +87,35 @@ class LedgerService:
 
     def catch_up(self) -> int:
         """Apply everything the journals have; returns the number of records."""
+        return sum(self._catch_up(writer, epoch) for writer, epoch in list(self._found()))
+
+    def _catch_up(self, writer: str, epoch: int) -> int:
         applied = 0
-        for writer, epoch in list(self._found()):
-            position = self._sources.get((writer, epoch), (START, False))[0]
-            folder = self._folder(writer, epoch)
-            while batch := list(islice(read_from(folder, position), BATCH_RECORDS_MAX)):
-                self._apply_batch(batch, writer, epoch)
-                position = batch[-1][1]
-                applied += len(batch)
+        position = self._sources.get((writer, epoch), (START, False))[0]
+        folder = self._folder(writer, epoch)
+        while batch := list(islice(read_from(folder, position), BATCH_RECORDS_MAX)):
+            if writer == WRITER:
+                applied, batch = applied + self._read_voided(batch[0][0]), self._until_void(batch)
+            self._apply_batch(batch, writer, epoch)
+            position = batch[-1][1]
+            applied += len(batch)
         return applied
+
+    def _unknown_void(self, payload: bytes) -> Void | None:
+        """A void of a hold that is in a journal not read yet: only when the view is built again from the journals."""
+        with contextlib.suppress(msgspec.DecodeError):
+            command = decode_command(payload)
+            if isinstance(command, Void) and command.receipt not in self.state.holds:
+                return command
+        return None
+
+    def _read_voided(self, payload: bytes) -> int:
+        void = self._unknown_void(payload)
+        return self._catch_up(void.writer, void.epoch) if void and void.writer not in ("", WRITER) else 0
+
+    def _until_void(self, batch: list[tuple[bytes, Position]]) -> list[tuple[bytes, Position]]:
+        later = (n for n, (payload, _) in enumerate(batch) if n and self._unknown_void(payload))
+        return batch[: next(later, len(batch))]
 
     def _folder(self, writer: str, epoch: int) -> Path:
         return journal_folder(self._data, writer, epoch)
@@ -107,6 +128,7 @@ class LedgerService:
                 for payload, _ in batch:
                     try:
                         command = decode_command(payload)
+                        self._refuse_settled(command)
                         entries = apply(self.state, command)
                     except (msgspec.DecodeError, LedgerRefused) as error:
                         self.store.save_anomaly(writer, epoch, str(error), payload)
@@ -120,6 +142,11 @@ class LedgerService:
             self._load()  # the transaction was rolled back; so is the state
             raise
         self._sources[writer, epoch] = (batch[-1][1], False)
+
+    def _refuse_settled(self, command: AnyCommand) -> None:
+        """A receipt is written once. The state forgets settled ones; the store does not."""
+        if isinstance(command, PlaceHold) and self.store.rows("is_receipt", id=command.receipt):
+            raise LedgerRefused(f"{command.receipt} was settled already", hint="a receipt's id is used once")
 
     def _save(self, command: AnyCommand, entries: list[Entry], writer: str, epoch: int) -> None:
         self.store.save_command(self.state, command, writer, epoch)
@@ -167,6 +194,8 @@ class LedgerService:
         A start ends the writer's older epochs: their journals are read to the end, what they held and did not settle
         returns, and the new epoch begins. Raises LedgerRefused for a dead epoch: that gateway must start anew.
         """
+        if writer == WRITER or not writer or not all(c.isalnum() or c in "-_" for c in writer):
+            raise LedgerRefused(f"{writer!r} is not a name for a gateway", hint="letters, digits, '-' or '_'")
         self.catch_up()
         if epoch is not None:
             if self._sources.get((writer, epoch), (START, True))[1]:
@@ -176,7 +205,10 @@ class LedgerService:
             if name[0] == writer and not dead:
                 now_ns, open_holds = self._clock.now_ns(), self.store.holds_of(*name)
                 if open_holds:
-                    self.submit(*(Void(receipt=r, reason="its gateway ended", at_ns=now_ns) for r in open_holds))
+                    why = "its gateway ended"
+                    self.submit(
+                        *(Void(receipt=r, reason=why, at_ns=now_ns, writer=name[0], epoch=name[1]) for r in open_holds)
+                    )
                 with self.store.transaction():
                     self.store.save_position(*name, position, dead=True)
                 self._sources[name] = (position, True)

@@ -151,6 +151,9 @@ class Void(Command, frozen=True):
     receipt: str
     reason: str
     at_ns: int
+    writer: str = ""
+    """Whose journal has the hold; it is read to its end before the void is applied."""
+    epoch: int = 0
 
 
 class CloseInterval(Command, frozen=True):

@@ -2,11 +2,9 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenworks.core.errors import BadQuantity
 from tokenworks.core.words import BUCKETS, Amount, Usage
 from tokenworks.exchange.prices import Prices, default_prices, with_lines
 
@@ -83,21 +81,41 @@ def test_another_currency_has_standard_tokens_and_no_money() -> None:
 
 
 def test_lines_of_a_grid_file_replace_a_models_own_line_whole() -> None:
-    """An overridden model has only what was written for it; others keep theirs; each version changes with its book."""
+    """Others keep theirs, and each version changes with its own book."""
     base = default_prices("USD")
     laid = with_lines(base, {"m": {"input": 7}}, {"m": {"input": 3_000_000}}, "grid-7")
     assert laid.price("m", Usage(input=2)) == Amount(ustu=14, nano=6)
     assert laid.price("n", Usage(input=2)) == base.price("n", Usage(input=2))
     assert (laid.rate_card, laid.price_book) == ("grid-7", "grid-7")
-    with pytest.raises(BadQuantity, match="no price for output tokens"):
-        laid.price("m", Usage(output=1))
+    assert laid.price("m", Usage(output=1)) == base.price("any", Usage(output=1))
     only_rates = with_lines(base, {"m": {"input": 7}}, {}, "grid-8")
     assert (only_rates.rate_card, only_rates.price_book) == ("grid-8", base.price_book)
     assert with_lines(base, {}, {}, "grid-9") is base
 
 
-def test_what_has_no_price_is_an_error_and_not_free() -> None:
-    """A bucket missing in either book is named."""
-    for prices in (card({"input": 1}, {}), card({}, {"input": 1})):
-        with pytest.raises(BadQuantity, match="'x' has no price for input"):
-            prices.price("x", Usage(input=1))
+@given(
+    st.dictionaries(st.sampled_from(["m", "*"]), st.dictionaries(st.sampled_from(BUCKETS), st.integers(1, 10**9))),
+    st.sampled_from(["USD", "CNY"]),
+    st.sampled_from(["m", "other", "smollm2-135m-instruct"]),
+    st.fixed_dictionaries(dict.fromkeys(BUCKETS, st.integers(0, 10**6))),
+)
+def test_any_lines_of_a_grid_file_price_every_bucket(
+    lines: dict[str, dict[str, int]], currency: str, model: str, used: dict[str, int]
+) -> None:
+    """Tokens that were delivered always have a price, whatever the file leaves out, and the worst case covers text."""
+    laid = with_lines(default_prices(currency), lines, lines, "grid")
+    priced = laid.price(model, usage(used))
+    if any(used.values()):
+        assert priced.ustu > 0
+    text = usage({bucket: used[bucket] for bucket in TEXT})
+    worst = laid.worst(model, used["input"] + used["cached_input"] + used["cache_write"], text.output + text.reasoning)
+    assert worst.ustu >= laid.price(model, text).ustu
+    assert worst.nano >= laid.price(model, text).nano
+
+
+def test_a_bucket_that_a_line_leaves_out_costs_what_stands_in_for_it() -> None:
+    """Cached input costs as input does and reasoning as output does, unless the line says otherwise."""
+    line = {"input": 7, "output": 9, "cache_write": 8}
+    laid = with_lines(default_prices("USD"), {"m": line}, {"m": line}, "grid")
+    for bucket, rate in (("cached_input", 7), ("cache_write", 8), ("reasoning", 9), ("image", 7)):
+        assert laid.price("m", usage({bucket: 1_000_000})) == Amount(ustu=rate * 1_000_000, nano=rate)

@@ -9,10 +9,11 @@ ON CONFLICT (id) DO UPDATE SET doc = excluded.doc, spent_ustu = excluded.spent_u
 INSERT INTO api_key VALUES (:id, :doc) ON CONFLICT (id) DO UPDATE SET doc = excluded.doc;
 
 -- name: save_site
-INSERT INTO site VALUES (:name, :since_ns, :doc) ON CONFLICT DO NOTHING;
+INSERT INTO site VALUES (:name, :since_ns, :doc) ON CONFLICT (name, since_ns) DO UPDATE SET doc = excluded.doc;
 
 -- name: save_hold
-INSERT INTO hold VALUES (:receipt, :writer, :epoch, :doc);
+-- The same hold word for word is the same hold; another one was refused by the ledger.
+INSERT INTO hold VALUES (:receipt, :writer, :epoch, :doc) ON CONFLICT DO NOTHING;
 
 -- name: drop_hold
 DELETE FROM hold WHERE receipt = :receipt;
@@ -49,6 +50,9 @@ SET segment = excluded.segment, offset = excluded.offset, crc = excluded.crc, de
 
 -- name: save_anomaly
 INSERT INTO anomaly (writer, epoch, reason, record) VALUES (:writer, :epoch, :reason, :record);
+
+-- name: is_receipt
+SELECT 1 FROM receipt WHERE id = :id;
 
 -- name: receipt
 SELECT doc, metered FROM receipt WHERE id = :id;
@@ -89,6 +93,11 @@ SELECT txn, book, sum(amount) AS total FROM entry GROUP BY txn, book HAVING tota
 -- name: receipt_sums
 SELECT account, sum(ustu - loss_ustu), sum(nano - loss_nano), sum(loss_ustu), sum(loss_nano), count(*)
 FROM receipt GROUP BY account;
+
+-- name: wrong_receipts
+SELECT id FROM receipt
+WHERE (doc ->> '$.receipt', doc ->> '$.account', doc ->> '$.ustu', doc ->> '$.nano', doc ->> '$.loss_ustu',
+       doc ->> '$.loss_nano') IS NOT (id, account, ustu, nano, loss_ustu, loss_nano) LIMIT 20;
 
 -- name: energy_line_sums
 SELECT site, sum(energy_mj) FROM energy_line GROUP BY site;

@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help up test check bench lock clean
+.PHONY: help up test check bench bench-exchange chaos-exchange lock clean
 
 PYTHON ?= python3
 ARGS ?=
@@ -13,7 +13,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 up: .venv/.run-ready ## Start the grid in the foreground; ARGS="--grid examples/existing-server.toml" for another
 	@exec $(BIN)/tokenworks up $(ARGS)
@@ -36,6 +36,12 @@ check: .venv/.dev-ready ## Format, lint, types and the floors, without running a
 
 bench: .venv/.dev-ready ## Measure, and merge the figures into bench/results/
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-exchange: .venv/.dev-ready ## Measure the exchange: holds, settlements, recovery, proofs
+	@$(BIN)/python -m bench exchange
+
+chaos-exchange: .venv/.dev-ready ## 200 rounds of kill -9 and pauses, on SQLite and on PostgreSQL, then the audit
+	@$(BIN)/python -m bench.chaos.suite $(ARGS)
 
 lock: ## Pin all requirements with their hashes again (needs uv on the PATH)
 	@command -v uv >/dev/null || { echo "make lock needs uv on the PATH" >&2; exit 1; }

@@ -37,6 +37,8 @@ class Plan(Word, frozen=True):
 
     name: str
     currency: str
+    store: str | None
+    """A PostgreSQL address; None: SQLite in the data directory."""
     budget_nano: int
     prices: Prices
     scales: Scales
@@ -72,6 +74,7 @@ def plan(grid: GridFile) -> Plan:
     return Plan(
         name=grid.name,
         currency=currency,
+        store=grid.exchange.store,
         budget_nano=grid.exchange.budget_nano,
         prices=prices,
         scales=scales,

@@ -7,6 +7,7 @@
     run.json       where the running grid listens
     keys.json      the administrator's key and the first account's key
     ledger.db      the ledger's view            (the ledger process only)
+    store          where that view is instead, when it is in PostgreSQL
     ledger.sock    where the ledger is asked
     journal/       the truth: one folder per writer and epoch
     logs/          of the child processes
@@ -143,6 +144,14 @@ def currency_of(data: Path) -> str:
     if keys is None:
         raise DataDirError(f"there is no grid in {data}", hint="start one: tokenworks up")
     return keys.currency
+
+
+def save_store(data: Path, store: str | None) -> None:
+    """Note where the ledger's tables are, for commands that read the books while no grid runs."""
+    if store is None:
+        (data / "store").unlink(missing_ok=True)
+    else:
+        write_private(data / "store", store.encode())
 
 
 def read_run(data: Path) -> Run | None:

@@ -27,13 +27,14 @@ from tokenworks.agents.life import House
 from tokenworks.agents.metrics import Metrics
 from tokenworks.compose import Plan, offer
 from tokenworks.core.clock import Clock, WallClock
-from tokenworks.core.errors import DataDirError, TokenworksError, Unreachable
+from tokenworks.core.errors import DataDirError, ExchangeDown, LedgerRefused, TokenworksError, Unreachable
 from tokenworks.core.ids import new_id
 from tokenworks.engine.fleet import Fleet
 from tokenworks.engine.pull import model_cache
 from tokenworks.exchange.desk import Desk
 from tokenworks.exchange.journal import Journal, journal_folder
 from tokenworks.exchange.link import LedgerLink, Welcome
+from tokenworks.exchange.wire import RemoteError
 from tokenworks.exchange.words import Directory
 from tokenworks.site.agent import SiteAgent
 
@@ -42,6 +43,7 @@ OPERATOR = "operator"
 FIRST_ACCOUNT = "default"
 LEDGER_START_S = 15.0
 LEDGER_PAUSE_S_MAX = 5.0
+BEAT_S = 1.0
 GRACE_S = 10
 BACKLOG = 2048
 Report = Callable[[str], None]
@@ -93,8 +95,9 @@ def listen(host: str, port: int) -> socket.socket:
 class LedgerProcess:
     """The ledger's child process, started again with growing pauses whenever it ends."""
 
-    def __init__(self, data: Path, clock: Clock) -> None:
+    def __init__(self, data: Path, clock: Clock, store: str | None = None) -> None:
         self._data, self._clock = data, clock
+        self._arguments = [str(data), *([store] if store else [])]
         self._process: asyncio.subprocess.Process | None = None
         self.restarts = 0
 
@@ -102,7 +105,7 @@ class LedgerProcess:
         """Start it. Its standard input is its lifeline: it ends when this process does, however that ends."""
         with (self._data / "logs" / "ledger.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tokenworks.exchange.server", str(self._data),
+                sys.executable, "-m", "tokenworks.exchange.server", *self._arguments,
                 stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
@@ -141,7 +144,7 @@ class Grid:
 
     def __init__(self, plan: Plan, data: Path, clock: Clock, report: Report) -> None:
         self.plan, self.data, self.clock, self._report = plan, data, clock, report
-        self.ledger = LedgerProcess(data, clock)
+        self.ledger = LedgerProcess(data, clock, plan.store)
         self.metrics = Metrics()
         self.fleet = Fleet(plan.replicas, clock, data / "logs", model_cache(), report=report)
         self._sites = {site.name: site for site in plan.sites}
@@ -181,16 +184,31 @@ class Grid:
                 await self.link.call("describe_site", facts=msgspec.to_builtins(facts))
             journal = Journal(journal_folder(self.data, GATEWAY, welcome.epoch), GATEWAY, welcome.epoch)
             stack.callback(journal.close)
-            desk = self._desk = Desk(self.plan.prices, self.clock, journal)
+            desk = self._desk = Desk(self.plan.prices, self.clock, journal, self.link.lease)
             desk.learn(self._directory or welcome.directory)
+            desk.take((), self.clock.now_ns())
             house = self._house(desk, welcome)
-            for keeping in (self.ledger.keep(), self.link.keep()):
+            for keeping in (self.ledger.keep(), self.link.keep(), self._beat(desk)):
                 await _background(stack, keeping)
             for agent in house.sites.values():
                 await _background(stack, agent.run())
             await self.fleet.start()
             stack.push_async_callback(self.fleet.stop)
             yield FrontDoor(house, self.link.call, lambda: self.status(desk, journal), lambda: journal.position.offset)
+
+    async def _beat(self, desk: Desk) -> None:
+        """Keep this gateway's leases alive; when its epoch was ended (it was silent too long), begin a new one."""
+        while True:
+            await self.clock.sleep(BEAT_S)
+            try:
+                await desk.beat()
+            except LedgerRefused:
+                welcome = await self.link.restart()
+                folder = journal_folder(self.data, GATEWAY, welcome.epoch)
+                desk.rejoin(Journal(folder, GATEWAY, welcome.epoch), welcome.directory)
+                desk.take((), self.clock.now_ns())
+            except (ExchangeDown, RemoteError):
+                pass  # the ledger restarts; until its leases run out this gateway goes on
 
     def _house(self, desk: Desk, welcome: Welcome) -> House:
         sites: dict[str, SiteAgent] = {}

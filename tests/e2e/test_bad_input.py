@@ -47,7 +47,7 @@ def test_spent_budget_is_402_and_the_sdk_does_not_retry(grid: GridProcess) -> No
     assert error["code"] == "budget_exceeded"
     assert "poor" in error["message"]
     assert "max_tokens" in error["hint"]
-    grid.ask("account", "budget", "poor", "--limit", "1 USD")
+    grid.ask("budget", "set", "poor", "--limit", "1 USD")
     answered: list[object] = []
 
     def answers() -> bool:

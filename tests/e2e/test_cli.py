@@ -22,7 +22,15 @@ LEAVES = [
     ["cake"],
     ["account", "list"],
     ["account", "create"],
-    ["account", "budget"],
+    ["account", "set"],
+    ["budget", "set"],
+    ["budget", "close"],
+    ["package", "list"],
+    ["package", "define"],
+    ["package", "sell"],
+    ["grant", "list"],
+    ["grant", "refund"],
+    ["grant", "upgrade"],
     ["key", "list"],
     ["key", "create"],
     ["key", "revoke"],
@@ -50,7 +58,7 @@ def test_account_and_key_life(grid: GridProcess) -> None:
     """Open an account, give it a nested budget and a key, spend, revoke: each step tells what happened."""
     assert grid.ask("account", "create", "acme", "--limit", "5 USD", "--stu", "1 MSTU")["status"] == "opened"
     assert grid.ask("account", "create", "acme")["status"] == "already_opened"
-    assert grid.ask("account", "budget", "acme-robots", "--parent", "acme", "--limit", "2 USD")["status"] == "made"
+    assert grid.ask("budget", "set", "acme-robots", "--parent", "acme", "--limit", "2 USD")["status"] == "made"
     made = grid.ask("key", "create", "acme-robots")
     assert made["account"] == "acme"
     answer = grid.client(made["key"]).chat.completions.create(
@@ -73,8 +81,8 @@ def test_account_and_key_life(grid: GridProcess) -> None:
     [
         (["key", "create", "defualt"], ["'defualt'", "did you mean 'default'"]),
         (["account", "create", "bad name"], ["bad name", "letters"]),
-        (["account", "budget", "default", "--limit", "5 EUR"], ["'5 EUR'", "USD"]),
-        (["account", "budget", "default", "--stu", "5 MSTUX"], ["'MSTUX'", "MSTU"]),
+        (["budget", "set", "default", "--limit", "5 EUR"], ["'5 EUR'", "USD"]),
+        (["budget", "set", "default", "--stu", "5 MSTUX"], ["'MSTUX'", "MSTU"]),
         (["receipt", "show", "rcpt_nothing"], ["rcpt_nothing"]),
         (["up", "--grid", "nowhere.toml"], ["nowhere.toml"]),
         (["cake", "--last", "soon"], ["'soon'"]),

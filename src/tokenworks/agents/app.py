@@ -21,10 +21,12 @@ from starlette.types import Message, Receive, Scope, Send
 from tokenworks import __version__
 from tokenworks.agents.life import RECEIPT_HEADER, Headers, House, serve
 from tokenworks.agents.shape import Endpoint, error_body
-from tokenworks.core.errors import BodyTooLarge, NotAllowed, NotFound, TokenworksError, nearest
+from tokenworks.core.errors import BadRequest, BodyTooLarge, NotAllowed, NotFound, TokenworksError, nearest
 from tokenworks.exchange.desk import Identity
 
 BODY_BYTES_MAX = 8 << 20
+GATEWAYS_ONLY = ("lease", "describe_site", "hello")
+"""What the ledger hears from gateways alone."""
 TOKEN_ROUTES: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "text"}
 CallLedger = Callable[..., Awaitable[Any]]
 Status = Callable[[], dict[str, Any]]
@@ -105,6 +107,10 @@ class FrontDoor:
                 Route("/v1/models", self._models),
                 Route("/v1/receipts/{id}", self._receipt),
                 Route("/v1/status", self._status_page),
+                Route("/v1/organization/usage/completions", self._usage_page),
+                Route("/v1/organization/costs", self._costs_page),
+                Route("/v1/admin/openapi.json", self._openapi),
+                Route("/v1/admin/{office}", self._admin, methods=["POST"]),
             ],
             exception_handlers={TokenworksError: self._on_error, HTTPException: self._on_http_error},
         )
@@ -184,9 +190,50 @@ class FrontDoor:
         )
         return json_response(found)
 
-    async def _status_page(self, request: HttpRequest) -> Response:
+    def _administrator(self, request: HttpRequest) -> None:
         if self._who(request).key.role != "admin":
-            raise NotAllowed("only an administrator's key may see the grid's status")
+            raise NotAllowed("only an administrator's key may do that")
+
+    async def _admin(self, request: HttpRequest) -> Response:
+        self._administrator(request)
+        name = request.path_params["office"]
+        if name in GATEWAYS_ONLY:
+            raise NotFound(f"there is no office {name!r} for administrators")
+        body = await read_body(request.scope, request.receive)
+        try:
+            params = msgspec.json.decode(body or b"{}", type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise BadRequest(f"the body is no JSON object: {error}") from None
+        return json_response(await self._call_ledger(name, **params))
+
+    async def _openapi(self, request: HttpRequest) -> Response:
+        self._administrator(request)
+        return json_response(await self._call_ledger("describe"))
+
+    async def _usage_page(self, request: HttpRequest) -> Response:
+        return await self._organization(request, "organization_usage", ("bucket_width", "limit", "page"))
+
+    async def _costs_page(self, request: HttpRequest) -> Response:
+        return await self._organization(request, "organization_costs", ("limit", "page"))
+
+    async def _organization(self, request: HttpRequest, office: str, optional: tuple[str, ...]) -> Response:
+        """OpenAI's pages of usage and costs: the query string as the ledger's parameters, its text as the answer."""
+        self._administrator(request)
+        query = request.query_params
+        params: dict[str, Any] = {name: query[name] for name in optional if name in query}
+        for name in ("start_time", "end_time", "limit"):
+            if name in query:
+                if not query[name].isdigit():
+                    raise BadRequest(f"{name} must be a whole number", param=name)
+                params[name] = int(query[name])
+        if "start_time" not in params:
+            raise BadRequest("start_time is missing", param="start_time", hint="seconds since 1970")
+        groups = query.getlist("group_by") + query.getlist("group_by[]")
+        text = await self._call_ledger(office, **params, **({"group_by": groups} if groups else {}))
+        return Response(text, media_type="application/json")
+
+    async def _status_page(self, request: HttpRequest) -> Response:
+        self._administrator(request)
         return json_response({"version": __version__, **self._status()})
 
     async def _on_error(self, _: HttpRequest, error: Exception) -> Response:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tokenworks.agents.metrics import Metrics
+from tokenworks.agents.promise import SLICE_TOKENS, extend, promise, worst
 from tokenworks.agents.shape import Endpoint, error_event, parse_request, usage_event, with_receipt
 from tokenworks.brain.route import Offer, Scales, choose, eligible
 from tokenworks.core.clock import Clock
-from tokenworks.core.errors import EngineDown, ExchangeDown, TokenworksError
-from tokenworks.core.words import Amount, Decision, Delivery, Provenance, Request, Usage, Work
+from tokenworks.core.errors import BudgetSpent, EngineDown, ExchangeDown, TokenworksError
+from tokenworks.core.words import Decision, Delivery, Provenance, Request, Usage, Work
 from tokenworks.engine.adapter import Chunk, Timing
 from tokenworks.engine.fleet import Replica
 from tokenworks.exchange.desk import Desk, Hold
@@ -26,6 +27,8 @@ from tokenworks.site.agent import SiteAgent
 ATTEMPTS_MAX = 3
 """Replicas tried for one request; only before its first byte."""
 RECEIPT_HEADER = b"x-tokenworks-receipt"
+CLAMP_HEADER = b"x-tokenworks-max-tokens"
+"""Tells a client that its max_tokens was cut to what its budget affords, and to what."""
 Headers = Sequence[tuple[bytes, bytes]]
 _EVENTS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"))
 _JSON = ((b"content-type", b"application/json"),)
@@ -66,9 +69,11 @@ class House:
 class Answering:
     """What is known of one answer while it is made."""
 
-    __slots__ = ("chunks", "dispatched_ns", "first_ns", "sent", "timing", "usage")
+    __slots__ = ("chunks", "dispatched_ns", "extend_at", "first_ns", "sent", "timing", "usage")
 
-    def __init__(self, dispatched_ns: int) -> None:
+    def __init__(self, dispatched_ns: int, slice_tokens: int = SLICE_TOKENS) -> None:
+        self.extend_at = slice_tokens * 7 // 8
+        """Chunks at which the hold must grow: before it is used up, since a chunk can be more than one token."""
         self.dispatched_ns = dispatched_ns
         self.first_ns: int | None = None
         self.chunks = 0
@@ -83,13 +88,15 @@ async def serve(house: House, endpoint: Endpoint, key: str | None, body: bytes, 
     identity = house.desk.identify(key)
     request = parse_request(endpoint, body, house.new_receipt(), arrived_ns)
     options, refused = eligible(request, house.offers())
-    hold = house.desk.hold(identity, request.id, dearest(house, request, options))
+    hold, request = await promise(house.desk, identity, request, options)
     decision: Decision | None = None
     try:
         for attempt in range(ATTEMPTS_MAX):
             decision = _decide(house, request, options, refused)
             if not hold.written:
-                house.desk.trim(hold, _worst(house, request, decision.chosen.model, options))
+                model, price_class = decision.chosen.model, identity.account.price_class
+                amount = worst(house.desk.prices, request, model, options, price_class)
+                house.desk.trim(hold, amount, decision.chosen.site)
             try:
                 answer = _stream if request.stream else _whole
                 await answer(house, request, hold, decision, reply)
@@ -117,20 +124,6 @@ def _give_back(house: House, request: Request, hold: Hold, decision: Decision | 
             _settle(house, request, hold, decision, Answering(house.clock.now_ns()), "engine_failed")
     else:
         house.desk.release(hold)
-
-
-def _worst(house: House, request: Request, model: str, options: Sequence[Offer]) -> Amount:
-    """The most that this model can cost: its context bounds prompt and answer of every choice."""
-    context = max(option.context_tokens for option in options if option.model == model)
-    asked = context if request.output_max is None else min(request.output_max, context)
-    output_max = asked * request.choices
-    return house.desk.prices.worst(model, min(request.input_max, context), output_max)
-
-
-def dearest(house: House, request: Request, options: Sequence[Offer]) -> Amount:
-    """The most that any option can cost, in each book."""
-    worst = [_worst(house, request, model, options) for model in {option.model for option in options}]
-    return Amount(ustu=max(w.ustu for w in worst), nano=max(w.nano for w in worst))
 
 
 def _decide(house: House, request: Request, options: Sequence[Offer], refused: dict[str, str]) -> Decision:
@@ -162,7 +155,7 @@ async def _whole(house: House, request: Request, hold: Hold, decision: Decision,
         replica.end()
     state.usage, state.timing, state.chunks = completion.usage, completion.timing, 1
     settled = _settle(house, request, hold, decision, state, "complete")
-    await reply.start(200, (*_JSON, (RECEIPT_HEADER, request.id.encode())))
+    await reply.start(200, (*_JSON, *_headers(request)))
     await reply.send(with_receipt(completion.body, settled))
     await reply.end()
 
@@ -179,6 +172,9 @@ async def _stream(house: House, request: Request, hold: Hold, decision: Decision
                 if chunk.output:
                     state.chunks += 1
                     state.first_ns = state.first_ns or house.clock.now_ns()
+                    if state.chunks >= state.extend_at:
+                        state.extend_at += SLICE_TOKENS * request.choices
+                        await extend(house.desk, request, hold, decision)
                 if chunk.usage is not None:
                     state.usage, state.timing = chunk.usage, chunk.timing
                 if chunk.usage_only:
@@ -190,8 +186,13 @@ async def _stream(house: House, request: Request, hold: Hold, decision: Decision
         finally:
             await stream.abort()
     except asyncio.CancelledError:
-        await _settle_abandoned(house, request, hold, decision, state, replica)
+        await _settle_cut(house, request, hold, decision, state, replica, "client_gone")
         raise
+    except BudgetSpent as error:
+        await _settle_cut(house, request, hold, decision, state, replica, "budget_spent")
+        await reply.send(error_event(error))
+        await reply.end()
+        return
     except TokenworksError as error:
         if not state.sent and isinstance(error, EngineDown):
             raise
@@ -216,9 +217,14 @@ async def _stream(house: House, request: Request, hold: Hold, decision: Decision
 
 async def _relay(reply: Reply, request: Request, state: Answering, raw: bytes) -> None:
     if not state.sent:
-        await reply.start(200, (*_EVENTS, (RECEIPT_HEADER, request.id.encode())))
+        await reply.start(200, (*_EVENTS, *_headers(request)))
         state.sent = True
     await reply.send(raw)
+
+
+def _headers(request: Request) -> Headers:
+    receipt = (RECEIPT_HEADER, request.id.encode())
+    return (receipt, (CLAMP_HEADER, str(request.output_max).encode())) if request.clamped else (receipt,)
 
 
 def _begin(house: House, request: Request, replica: Replica) -> Answering:
@@ -231,18 +237,24 @@ def _begin(house: House, request: Request, replica: Replica) -> Answering:
     except TokenworksError:
         replica.end()
         raise
-    return Answering(now)
+    return Answering(now, SLICE_TOKENS * request.choices)
 
 
-async def _settle_abandoned(
-    house: House, request: Request, hold: Hold, decision: Decision, state: Answering, replica: Replica
+async def _settle_cut(
+    house: House,
+    request: Request,
+    hold: Hold,
+    decision: Decision,
+    state: Answering,
+    replica: Replica,
+    ending: str,
 ) -> None:
-    """The client hung up: it owes its input and what was made until the abort, counted by us since no report came."""
+    """A stream was cut short: its input and what was made until the abort, counted by us since no report came."""
     if state.usage is None:
         counted = await asyncio.shield(_count_input(replica, request)) if state.chunks else None
         if state.chunks:
             state.usage = Usage(input=counted or 0, output=state.chunks, certainty="counted")
-    _settle(house, request, hold, decision, state, "client_gone")
+    _settle(house, request, hold, decision, state, ending)
 
 
 async def _count_input(replica: Replica, request: Request) -> int | None:
@@ -293,4 +305,5 @@ def _settle(
         replica.observe(usage, timing)
     house.metrics.settled(decision, usage, delivery)
     estimate = site.estimate(work) if metered else None
-    return house.desk.settle(hold, request, decision, usage, delivery, work if metered else None, estimate)
+    work_done = work if metered else None
+    return house.desk.settle(hold, request, decision, usage, delivery, work_done, estimate, site.site.entity)

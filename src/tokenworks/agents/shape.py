@@ -68,6 +68,14 @@ def parse_request(endpoint: Endpoint, body: bytes, receipt: str, arrived_ns: int
     )
 
 
+def with_output(request: Request, output_max: int) -> Request:
+    """The request with another limit on output tokens, in its body too."""
+    asked = msgspec.json.decode(request.body)
+    name = "max_completion_tokens" if asked.get("max_completion_tokens") is not None else "max_tokens"
+    asked[name] = output_max
+    return msgspec.structs.replace(request, body=_encode(asked), output_max=output_max, clamped=True)
+
+
 def _typed(asked: Mapping[str, Any], name: str, kind: type, what: str) -> Any:
     value = asked.get(name)
     if value is not None and not isinstance(value, kind):

@@ -7,12 +7,14 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from tokenworks.cli import out
+from tokenworks.cli.sell import duration_ns
 from tokenworks.cli.talk import Json
-from tokenworks.core.clock import utc_text
+from tokenworks.core.clock import WallClock, utc_text
 from tokenworks.core.errors import BadRequest
 from tokenworks.core.units import parse, parse_money
 from tokenworks.datadir import currency_of, data_directory
 from tokenworks.exchange.ask import ask
+from tokenworks.exchange.words import Overage, Window
 
 Limit = Annotated[str | None, Parameter(name="--limit")]
 StuLimit = Annotated[str | None, Parameter(name="--stu")]
@@ -61,7 +63,16 @@ def _nano(nano: int | None) -> str | None:
 
 
 def account_create(
-    account: str, /, *, name: str | None = None, limit: Limit = None, stu: StuLimit = None, as_json: Json = False
+    account: str,
+    /,
+    *,
+    name: str | None = None,
+    limit: Limit = None,
+    stu: StuLimit = None,
+    window: Window = "none",
+    overage: Overage = "payg",
+    clamp: bool = True,
+    as_json: Json = False,
 ) -> int:
     """Open an account with a budget of the same name.
 
@@ -72,13 +83,20 @@ def account_create(
     name:
         What people call it.
     limit:
-        The most it may ever spend in money, like "25 USD"; none without it.
+        The most it may spend in money, like "25 USD"; none without it.
     stu:
         The same in standard tokens, like "10 MSTU".
+    window:
+        Whether the limit starts anew each day or month (UTC).
+    overage:
+        Without packages left: pay as it goes, or block.
+    clamp:
+        Cut max_tokens to what is affordable; --no-clamp refuses instead.
     as_json:
         Print JSON.
     """
-    made = _ask("account_create", account=account, name=name, **_limits(limit, stu))
+    terms = {"window": window, "overage": overage, "clamp": clamp}
+    made = _ask("account_create", account=account, name=name, **_limits(limit, stu), **terms)
     if as_json:
         out.put_json(made)
     else:
@@ -86,8 +104,41 @@ def account_create(
     return 0
 
 
-def account_budget(
-    budget: str, /, *, parent: str | None = None, limit: Limit = None, stu: StuLimit = None, as_json: Json = False
+def account_set(
+    account: str, /, *, overage: Overage | None = None, clamp: bool | None = None, as_json: Json = False
+) -> int:
+    """Change an account's terms.
+
+    Parameters
+    ----------
+    account:
+        Its id.
+    overage:
+        Without packages left: pay as it goes, or block.
+    clamp:
+        Cut max_tokens to what is affordable; --no-clamp refuses instead.
+    as_json:
+        Print JSON.
+    """
+    made = _ask("account_set", account=account, overage=overage, clamp=clamp)
+    if as_json:
+        out.put_json(made)
+    else:
+        out.console().print(f"account {account!r}: {made['status']}")
+    return 0
+
+
+def budget_set(
+    budget: str,
+    /,
+    *,
+    parent: str | None = None,
+    limit: Limit = None,
+    stu: StuLimit = None,
+    window: Window | None = None,
+    carved: Annotated[bool, Parameter(negative="")] = False,
+    expires_in: str | None = None,
+    as_json: Json = False,
 ) -> int:
     """Set the limits of a budget, or make a new one below a parent. A limit not given is none.
 
@@ -98,13 +149,31 @@ def account_budget(
     parent:
         For a new budget: the one above it.
     limit:
-        The most it may ever spend in money, like "25 USD".
+        The most it may spend in money, like "25 USD".
     stu:
         The same in standard tokens, like "10 MSTU".
+    window:
+        Whether the limit starts anew each day or month (UTC).
+    carved:
+        Cut the limit out of the parent's now, so that it is there whatever others spend.
+    expires_in:
+        A mandate for a time, like "2 h": after it the budget refuses.
     as_json:
         Print JSON.
     """
-    made = _ask("budget_set", budget=budget, parent=parent, **_limits(limit, stu))
+    expires_ns = None if expires_in is None else WallClock().now_ns() + duration_ns(expires_in)
+    terms = {"window": window, "carved": carved, "expires_ns": expires_ns}
+    made = _ask("budget_set", budget=budget, parent=parent, **_limits(limit, stu), **terms)
+    if as_json:
+        out.put_json(made)
+    else:
+        out.console().print(f"budget {budget!r}: {made['status']}")
+    return 0
+
+
+def budget_close(budget: str, /, *, as_json: Json = False) -> int:
+    """Close a budget: it takes no new requests, those in flight may end, what was carved for it returns."""
+    made = _ask("budget_close", budget=budget)
     if as_json:
         out.put_json(made)
     else:

@@ -111,6 +111,8 @@ def _fact(name: str, value: Any, currency: str) -> str:
             terms = " + ".join(f"{term} {out.money(nano, currency)}" for term, nano in value["terms_nano"].items())
             return f"chose {value['replica']} at {terms}"
         return f"{name.removesuffix('_permille')} " + ", ".join(f"{k} {v}" for k, v in value.items())
+    if isinstance(value, list) and name == "burned":
+        return " · ".join(f"burned {out.stu(part['ustu'])} of {part['grant']}" for part in value)
     if isinstance(value, list):
         return " · ".join(f"next best {each['replica']} at {out.money(each['total_nano'], currency)}" for each in value)
     label, _, unit = name.rpartition("_")

@@ -48,6 +48,7 @@ def up(
     datadir.prepare(data)
     with datadir.locked(data):
         grid.check_currency(data, plan)
+        datadir.save_store(data, plan.store)
         _introduce(plan, data)
 
         def ready(url: str, seconds: float) -> None:

@@ -137,3 +137,9 @@ class LedgerRefused(TokenworksError):
     """The ledger refused the command."""
 
     status, code, kind, exit_status = 409, "ledger_refused", "invalid_request_error", 4
+
+
+class LeasedOut(LedgerRefused):
+    """Gateways hold rights to it now; they return what they do not use within seconds."""
+
+    code, retry_after_s = "leased_to_gateways", 2

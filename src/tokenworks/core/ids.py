@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 Entropy = Callable[[int], bytes]
-"""Returns that many random bytes. Live: ``secrets.token_bytes``."""
+"""Returns that many random bytes."""
+random_bytes: Entropy = secrets.token_bytes
+"""The live source."""
 
 
 def _base32(value: int, length: int) -> str:

@@ -76,7 +76,7 @@ class Amount(Word, frozen=True):
     nano: int
 
 
-class Request(Word, frozen=True):
+class Request(Word, frozen=True, kw_only=True):
     """What floor 7 asks the floors below to do; ``body`` is what the engine will read, already checked."""
 
     id: str
@@ -92,6 +92,8 @@ class Request(Word, frozen=True):
     output_max: int | None
     """Tokens the client allows for all choices together; None: not said."""
     choices: int
+    clamped: bool = False
+    """``output_max`` is not what the client asked for but what its budget affords."""
     needs: frozenset[str]
     """Capabilities that the model must have: "tools", "json_schema", "logprobs", "images"."""
     arrived_ns: int
@@ -138,7 +140,7 @@ class Work(Word, frozen=True):
 class Delivery(Word, frozen=True):
     """How the answer ended, seen from floor 7 and floor 4."""
 
-    ending: Literal["complete", "client_gone", "engine_failed", "refused"]
+    ending: Literal["complete", "client_gone", "engine_failed", "refused", "budget_spent"]
     chunks: int
     """Events of the stream that carried output: our own count, the second witness."""
     queued_ns: int | None = None

@@ -1,106 +1,269 @@
-"""The budget tree in a gateway's memory: holds on a whole path in one step, so no interleaving can overspend it.
+"""Budgets and packages in a gateway's memory: holds on a whole path in one step, inside rights that the ledger leased.
 
-Every method is synchronous and touches no file or socket: on one event loop it is atomic. The invariant, for every
-node at every moment: spent + held <= limit.
+A counter is one limit of one budget, or one grant. Its allowance is what this gateway may spend of it in all; the
+ledger has taken that from the counter already, so any number of gateways cannot overspend it together. Every method is
+synchronous and touches no file or socket: on one event loop it is atomic. The invariant, for every counter at every
+moment: used + held <= allowance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from tokenworks.core.errors import BudgetSpent
 from tokenworks.core.units import money_text, stu_text
 from tokenworks.core.words import Amount
-from tokenworks.exchange.words import Budget
+from tokenworks.exchange.calendar import window_end_ns, window_start_ns
+from tokenworks.exchange.words import Budget, Burn, Grant, Lease, Window
 
 
-class Node:
-    """One budget with its running figures. ``None`` limits bind nothing."""
+class Counter:
+    """One leased limit: of money (nano) or of standard tokens (ustu)."""
 
-    __slots__ = ("held_nano", "held_ustu", "id", "limit_nano", "limit_ustu", "parent", "spent_nano", "spent_ustu")
+    __slots__ = ("allowance", "dry_ns", "ends_ns", "held", "id", "money", "used", "used_at_beat", "window", "window_ns")
 
-    def __init__(self, budget: Budget) -> None:
-        self.id = budget.id
-        self.parent = budget.parent
-        self.limit_ustu = budget.limit_ustu
-        self.limit_nano = budget.limit_nano
-        self.spent_ustu = budget.spent_ustu
-        self.spent_nano = budget.spent_nano
-        self.held_ustu = budget.held_ustu
-        self.held_nano = budget.held_nano
+    def __init__(self, id: str, window: Window = "none") -> None:  # noqa: A002 - the counter's own name
+        self.id = id
+        self.money = id.startswith("n:")
+        self.window: Window = window
+        self.window_ns = 0
+        self.ends_ns: int | None = 0 if window != "none" else None
+        """When the window is over and nothing of the lease is left."""
+        self.allowance = 0
+        self.used = 0
+        self.held = 0
+        self.used_at_beat = -1
+        self.dry_ns = 0
+        """Until when it is not worth asking the ledger for more: it had none."""
+
+    @property
+    def left(self) -> int:
+        """What may still be held."""
+        return self.allowance - self.used - self.held
+
+    def roll(self, now_ns: int) -> None:
+        """Into the present window: what was leased for the old one is void. Holds placed before count no more."""
+        if self.ends_ns is not None and now_ns >= self.ends_ns:
+            self.window_ns, self.ends_ns = window_start_ns(self.window, now_ns), window_end_ns(self.window, now_ns)
+            self.allowance = self.used = self.held = 0
+
+    def take(self, lease: Lease) -> None:
+        """A new allowance; one for another window is of no use any more."""
+        if lease.window_ns == self.window_ns:
+            self.allowance = max(lease.allowance, self.used + self.held)
 
 
-Path = tuple[Node, ...]
-"""Leaf first, root last."""
+class Shortage(BudgetSpent):
+    """The leases of this gateway do not cover the request; the ledger may have more."""
+
+    def __init__(self, counters: Sequence[tuple[Counter, int]], message: str, hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.counters = counters
+        """What is short, and how much is needed of it."""
+
+
+class Path:
+    """A leaf budget's way to the root: its counters, the grants of its account, and until when it may be used."""
+
+    __slots__ = ("blocks", "budgets", "counters", "expires_ns", "grants")
+
+    def __init__(
+        self, budgets: tuple[Budget, ...], counters: tuple[Counter, ...], grants: list[Purse], blocks: bool
+    ) -> None:
+        self.budgets, self.counters, self.grants, self.blocks = budgets, counters, grants, blocks
+        ends = [e for b in budgets for e in (b.expires_ns, b.closed_ns) if e is not None]
+        self.expires_ns = min(ends) if ends else None
+
+
+class Purse:
+    """One grant and its counter."""
+
+    __slots__ = ("counter", "grant")
+
+    def __init__(self, grant: Grant, counter: Counter) -> None:
+        self.grant, self.counter = grant, counter
+
+    def fits(self, model: str, sites: Collection[str], now_ns: int) -> bool:
+        """May it pay for this model now, at one of these sites?"""
+        grant = self.grant
+        if now_ns < grant.effective_ns or (grant.expires_ns is not None and now_ns >= grant.expires_ns):
+            return False
+        return (not grant.models or model in grant.models) and (
+            not grant.sites or any(site in grant.sites for site in sites)
+        )
+
+
+class Promise:
+    """What one request holds: amounts on its path, and parts of grants in burn order."""
+
+    __slots__ = ("nano", "parts", "path", "ustu", "windows")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ustu = self.nano = 0
+        self.parts: list[tuple[Purse, int]] = []
+        self.windows = tuple(counter.window_ns for counter in path.counters)
+        """Of the counters when it was made: a counter that has rolled since does not know it any more."""
+
+    def burns(self) -> tuple[Burn, ...]:
+        """The parts as the journal writes them."""
+        return tuple(Burn(grant=purse.grant.id, ustu=ustu) for purse, ustu in self.parts)
+
+
+def burn_order(grants: Iterable[Grant]) -> list[Grant]:
+    """Priority, earliest expiry, promotional first, earliest effective, earliest created; the id makes it total."""
+    never = 1 << 63
+    return sorted(
+        grants,
+        key=lambda g: (
+            g.priority,
+            never if g.expires_ns is None else g.expires_ns,
+            not g.promotional,
+            g.effective_ns,
+            g.created_ns,
+            g.id,
+        ),
+    )
+
+
+def check_time(path: Path, now_ns: int) -> None:
+    """Raises BudgetSpent for a mandate that has expired or was closed."""
+    if path.expires_ns is not None and now_ns >= path.expires_ns:
+        raise BudgetSpent(f"the mandate {path.budgets[0].id!r} is over", hint="ask whoever gave it for a new one")
+
+
+def hold(
+    promise: Promise, amount: Amount, model: str, sites: Collection[str], now_ns: int, currency: str
+) -> tuple[Burn, ...]:
+    """Add an amount to a promise: on every counter of the path and from grants in burn order, or nowhere.
+
+    Grants cover standard tokens first; money is held for the rest only. Returns the parts of grants that it took.
+    Raises Shortage when this gateway's leases do not cover it, BudgetSpent when a package-only account has none.
+    """
+    path = promise.path
+    parts, left = [], amount.ustu
+    for purse in path.grants:
+        if not left:
+            break
+        if purse.fits(model, sites, now_ns) and (part := min(left, max(0, purse.counter.left))):
+            parts.append((purse, part))
+            left -= part
+    if (left and path.grants) or (path.blocks and left):
+        # What was paid for is used first: money is only for what no grant has left, here or at the ledger.
+        asking = [p.counter for p in path.grants if p.counter.dry_ns <= now_ns and p.fits(model, sites, now_ns)]
+        wet = [(counter, left + max(0, counter.left)) for counter in asking]
+        what = f"the packages of {path.budgets[-1].account!r} lack {stu_text(left)} for this request"
+        hint = "buy another package; this account does not pay as it goes"
+        if wet:
+            raise Shortage(wet, what, hint)
+        if path.blocks:
+            raise BudgetSpent(what, hint=hint)
+    nano = amount.nano if left == amount.ustu else -(-amount.nano * left // amount.ustu)
+    short: list[tuple[Counter, int]] = []
+    extending = bool(promise.ustu or promise.nano)
+    counters: Sequence[Counter] = path.counters
+    if extending:
+        # A window that ended meanwhile is over: the request goes on counting only where it began.
+        counters = [c for c, window_ns in zip(counters, promise.windows, strict=True) if c.window_ns == window_ns]
+    for counter in counters:
+        if not extending and counter.ends_ns is not None and now_ns >= counter.ends_ns:
+            counter.roll(now_ns)
+        need = nano if counter.money else amount.ustu
+        if counter.allowance - counter.used - counter.held < need:
+            short.append((counter, need))
+    if short:
+        raise _shortage(short, currency)
+    if not extending:
+        promise.windows = tuple([counter.window_ns for counter in counters])
+    for counter in counters:
+        counter.held += nano if counter.money else amount.ustu
+    for purse, part in parts:
+        purse.counter.held += part
+    promise.parts += parts
+    promise.ustu += amount.ustu
+    promise.nano += nano
+    return tuple([Burn(grant=purse.grant.id, ustu=part) for purse, part in parts])
+
+
+def _shortage(short: list[tuple[Counter, int]], currency: str) -> Shortage:
+    counter, need = short[0]
+    text = (lambda value: money_text(value, currency)) if counter.money else stu_text
+    return Shortage(
+        short,
+        f"budget {counter.id[2:]!r} has {text(max(0, counter.left))} left, this request may cost up to {text(need)}",
+        "ask for fewer tokens (max_tokens), or have the budget raised: tokenworks budget set",
+    )
+
+
+def settle(promise: Promise, ustu: int, nano: int, burned: Sequence[tuple[Purse, int]]) -> None:
+    """Turn a promise into spending and return the rest. Raises ValueError when more would be charged than held."""
+    if ustu > promise.ustu or nano > promise.nano:
+        raise ValueError("more would be charged than was held")
+    for counter, window_ns in zip(promise.path.counters, promise.windows, strict=True):
+        if counter.window_ns == window_ns:
+            counter.held -= promise.nano if counter.money else promise.ustu
+            counter.used += nano if counter.money else ustu
+    for purse, part in promise.parts:
+        purse.counter.held -= part
+    for purse, part in burned:
+        purse.counter.used += part
+    promise.ustu = promise.nano = 0
+    promise.parts = []
+
+
+def burn(promise: Promise, ustu: int) -> list[tuple[Purse, int]]:
+    """Which of the promised parts an amount uses, in burn order."""
+    burned = []
+    for purse, part in promise.parts:
+        used = min(part, ustu)
+        if not used:
+            break
+        burned.append((purse, used))
+        ustu -= used
+    return burned
 
 
 class BudgetTree:
-    """All budgets that this gateway may spend from."""
+    """All budgets and grants that this gateway may spend from."""
 
     def __init__(self) -> None:
-        self._nodes: dict[str, Node] = {}
+        self._budgets: dict[str, Budget] = {}
+        self._blocks: set[str] = set()
+        self._grants: dict[str, list[Grant]] = {}
         self._paths: dict[str, Path] = {}
+        self.counters: dict[str, Counter] = {}
 
-    def learn(self, budgets: Iterable[Budget]) -> None:
-        """Take new budgets and new limits. Figures of known nodes are kept: this gateway counts them itself."""
-        for budget in budgets:
-            node = self._nodes.get(budget.id)
-            if node is None:
-                self._nodes[budget.id] = Node(budget)
-            else:
-                node.limit_ustu, node.limit_nano = budget.limit_ustu, budget.limit_nano
+    def learn(self, budgets: Iterable[Budget], grants: Iterable[Grant], blocking: Iterable[str]) -> None:
+        """Take budgets, grants and the accounts that live on packages only. Leases of known counters are kept."""
+        self._budgets = {budget.id: budget for budget in budgets}
+        self._blocks = set(blocking)
+        self._grants = {}
+        for grant in burn_order(grants):
+            self._grants.setdefault(grant.account, []).append(grant)
         self._paths.clear()
 
+    def _counter(self, name: str, window: Window = "none") -> Counter:
+        found = self.counters.get(name)
+        if found is None or found.window != window:
+            found = self.counters[name] = Counter(name, window)
+        return found
+
     def path(self, leaf: str) -> Path:
-        """The nodes from a leaf to its root. Raises KeyError for an unknown leaf."""
+        """The way from a leaf to its root. Raises KeyError for an unknown leaf."""
         path = self._paths.get(leaf)
         if path is None:
-            nodes = [self._nodes[leaf]]
+            nodes = [self._budgets[leaf]]
             while (parent := nodes[-1].parent) is not None:
-                nodes.append(self._nodes[parent])
-            path = self._paths[leaf] = tuple(nodes)
+                nodes.append(self._budgets[parent])
+            counters: list[Counter] = []
+            for node in nodes:
+                if node.limit_nano is not None:
+                    counters.append(self._counter(f"n:{node.id}", node.window))
+                if node.limit_ustu is not None:
+                    counters.append(self._counter(f"u:{node.id}", node.window))
+                if node.carved:
+                    break
+            account = nodes[0].account
+            purses = [Purse(grant, self._counter(f"g:{grant.id}")) for grant in self._grants.get(account, ())]
+            path = self._paths[leaf] = Path(tuple(nodes), tuple(counters), purses, account in self._blocks)
         return path
-
-    @staticmethod
-    def hold(path: Path, amount: Amount, currency: str) -> None:
-        """Promise an amount on every node of the path, or on none. Raises BudgetSpent, naming the node."""
-        ustu, nano = amount.ustu, amount.nano
-        for node in path:
-            if node.limit_nano is not None and node.limit_nano - node.spent_nano - node.held_nano < nano:
-                left = max(0, node.limit_nano - node.spent_nano - node.held_nano)
-                raise _spent(node, money_text(nano, currency), money_text(left, currency))
-            if node.limit_ustu is not None and node.limit_ustu - node.spent_ustu - node.held_ustu < ustu:
-                left = max(0, node.limit_ustu - node.spent_ustu - node.held_ustu)
-                raise _spent(node, stu_text(ustu), stu_text(left))
-        for node in path:
-            node.held_ustu += ustu
-            node.held_nano += nano
-
-    @staticmethod
-    def release(path: Path, amount: Amount) -> None:
-        """Give back what a hold does not need."""
-        for node in path:
-            node.held_ustu -= amount.ustu
-            node.held_nano -= amount.nano
-
-    @staticmethod
-    def settle(path: Path, held: Amount, charged: Amount) -> None:
-        """Turn a hold into spending; ``charged`` never exceeds ``held``, so no limit can break."""
-        if charged.ustu > held.ustu or charged.nano > held.nano:
-            raise ValueError("more would be charged than was held")
-        for node in path:
-            node.held_ustu -= held.ustu
-            node.held_nano -= held.nano
-            node.spent_ustu += charged.ustu
-            node.spent_nano += charged.nano
-
-    def nodes(self) -> Iterable[Node]:
-        """All nodes, for reports and checks."""
-        return self._nodes.values()
-
-
-def _spent(node: Node, needed: str, left: str) -> BudgetSpent:
-    return BudgetSpent(
-        f"budget {node.id!r} has {left} left, this request may cost up to {needed}",
-        hint="ask for fewer tokens (max_tokens), or have the budget raised: tokenworks account budget",
-    )

@@ -1,35 +1,50 @@
-"""The exchange's desk in a gateway: keys, holds and settlements, in memory and in the journal, with no call to anyone.
+"""The exchange's desk in a gateway: keys, holds and settlements, in memory and in the journal.
 
 The life of a hold: ``hold`` promises the worst case on the whole budget path, ``trim`` fixes the amount and writes it
-down before an engine is called, ``settle`` writes the true cost before the last byte leaves. ``release`` gives back a
-hold that never reached an engine. All are synchronous, so no two requests can pass on one balance.
+down before an engine is called, ``extend`` adds to it while a long stream runs, ``settle`` writes the true cost before
+the last byte leaves. ``release`` gives back a hold that never reached an engine. All are synchronous: no two requests
+can pass on one balance. Only ``refill`` asks the ledger, when a lease runs short.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
 from tokenworks.core.clock import Clock
 from tokenworks.core.errors import ExchangeDown, UnknownKey
 from tokenworks.core.ids import key_hash, key_id_of, same_hash
+from tokenworks.core.units import NS_PER_S
 from tokenworks.core.words import Amount, Decision, Delivery, EnergyLine, Interval, Request, Usage, Work
-from tokenworks.exchange.budget import BudgetTree, Node, Path
+from tokenworks.exchange import budget
+from tokenworks.exchange.budget import BudgetTree, Counter, Path, Promise, Shortage
 from tokenworks.exchange.journal import Journal
-from tokenworks.exchange.prices import Prices
+from tokenworks.exchange.prices import Prices, Rater
 from tokenworks.exchange.words import (
     Account,
     AnyCommand,
+    Burn,
     CloseInterval,
     Directory,
+    ExtendHold,
     Key,
+    Lease,
     PlaceHold,
     Settle,
     Settlement,
     encode_command,
 )
 
+AskLease = Callable[[dict[str, int], dict[str, int]], Awaitable[Sequence[Lease]]]
+"""Asks the ledger for more of some counters and returns sums of others: (wanted, returned) -> leases."""
 NOTHING = Amount(ustu=0, nano=0)
+LEASE_S = 10
+"""How long leases hold after the ledger was last heard; then this gateway holds nothing new."""
+DRY_NS = NS_PER_S
+"""How long a grant of which the ledger had nothing left is passed over."""
+LOW_WATER = 4
+"""More is asked for in the background when less than a quarter of an allowance is left."""
 
 
 class Identity:
@@ -42,42 +57,108 @@ class Identity:
 
 
 class Hold:
-    """A promise on a budget path."""
+    """A promise on a budget path, and whose journal has it."""
 
-    __slots__ = ("amount", "identity", "open", "receipt", "spent_ns", "written")
+    __slots__ = ("identity", "journal", "model", "open", "promise", "promised_ns", "receipt", "spent_ns", "written")
 
-    def __init__(self, identity: Identity, receipt: str, amount: Amount, spent_ns: int) -> None:
-        self.identity, self.receipt, self.amount = identity, receipt, amount
-        self.spent_ns = spent_ns
+    def __init__(
+        self, identity: Identity, path: Path, promised_ns: int, receipt: str, model: str, journal: Journal
+    ) -> None:
+        self.identity, self.receipt, self.model, self.journal = identity, receipt, model, journal
+        self.promise = Promise(path)
+        self.promised_ns = promised_ns
+        self.spent_ns = 0
         """Time this request has spent in the exchange."""
         self.written = False
         self.open = True
         """Neither settled nor released yet."""
 
+    @property
+    def amount(self) -> Amount:
+        """What is held now."""
+        return Amount(ustu=self.promise.ustu, nano=self.promise.nano)
+
 
 class Desk:
     """One gateway's exchange. Single-threaded: it belongs to the event loop."""
 
-    def __init__(self, prices: Prices, clock: Clock, journal: Journal) -> None:
-        self.prices, self._clock, self._journal = prices, clock, journal
-        self._budgets = BudgetTree()
+    def __init__(self, prices: Prices, clock: Clock, journal: Journal, ask_lease: AskLease | None = None) -> None:
+        self.prices, self._clock, self._journal, self._ask = prices, clock, journal, ask_lease
+        self._rater = Rater(prices)
+        self.budgets = BudgetTree()
         self._accounts: dict[str, Account] = {}
         self._keys: dict[str, Key] = {}
-        self._backlog: deque[AnyCommand] = deque()
-        """Settlements and intervals that the disk refused: written as soon as it takes them. Bounded, since no new hold
-        is accepted while there is one: by the holds that were open, and an interval a minute."""
+        self._backlog: deque[tuple[Journal, AnyCommand]] = deque()
+        """What the disk refused: written as soon as it takes it. Bounded, since no new hold is accepted while there is
+        any: by the holds that were open, and an interval a minute."""
+        self._valid_ns = 0
+        self._asking = asyncio.Lock()
+        """One question at a time: a sum given back must not be overtaken by an answer on its way."""
         self.open_holds = 0
         self.busy_ns = 0
 
+    # --- what the ledger says ----------------------------------------------------------------------------------------
+
     def learn(self, directory: Directory) -> None:
-        """Take accounts, keys and limits from the ledger."""
-        self._budgets.learn(directory.budgets)
+        """Take accounts, keys, limits and grants from the ledger."""
+        blocking = [account.id for account in directory.accounts if account.overage == "block"]
+        self.budgets.learn(directory.budgets, directory.grants, blocking)
         self._accounts = {account.id: account for account in directory.accounts}
         self._keys = {key.id: key for key in directory.keys}
 
-    def budget_nodes(self) -> Iterable[Node]:
-        """The budgets as this gateway counts them."""
-        return self._budgets.nodes()
+    def take(self, leases: Iterable[Lease], asked_ns: int) -> None:
+        """Take leases; good for ``LEASE_S`` from when they were asked for, less than the ledger thinks."""
+        for lease in leases:
+            if (counter := self.budgets.counters.get(lease.counter)) is not None:
+                counter.take(lease)
+        self._valid_ns = max(self._valid_ns, asked_ns + LEASE_S * NS_PER_S)
+
+    def rejoin(self, journal: Journal, directory: Directory) -> None:
+        """A new epoch: rights of the old one are void. What is in flight settles into the old journal."""
+        self._journal, self.budgets, self._valid_ns = journal, BudgetTree(), 0
+        self._rater = Rater(self.prices)
+        self.learn(directory)
+
+    async def refill(self, shortage: Shortage) -> bool:
+        """Ask the ledger for what a request lacks; True when it gave enough of it to try again."""
+        if self._ask is None:
+            return False
+        async with self._asking:
+            asked_ns = self._clock.now_ns()
+            wanted: dict[str, int] = {}
+            for counter, need in shortage.counters:
+                counter.roll(asked_ns)
+                wanted[counter.id] = need - counter.left
+            before = {counter.id: counter.allowance for counter, _ in shortage.counters}
+            self.take(await self._ask(wanted, {}), asked_ns)
+            changed = False
+            for counter, _ in shortage.counters:
+                if counter.allowance > before[counter.id]:
+                    changed = True
+                elif counter.id.startswith("g:"):
+                    counter.dry_ns, changed = asked_ns + DRY_NS, True  # then the next grant pays, or money does
+            return changed
+
+    async def beat(self) -> None:
+        """Once a second: renew the leases, ask for more where they run low, give back what nobody uses."""
+        if self._ask is None:
+            return
+        async with self._asking:
+            asked_ns = self._clock.now_ns()
+            wanted: dict[str, int] = {}
+            returned: dict[str, int] = {}
+            for counter in self.budgets.counters.values():
+                counter.roll(asked_ns)
+                idle = counter.used == counter.used_at_beat and not counter.held
+                counter.used_at_beat = counter.used
+                if idle and counter.left > 0:
+                    counter.allowance = counter.used + counter.held
+                    returned[counter.id] = counter.allowance
+                elif not idle and counter.left < counter.allowance // LOW_WATER:
+                    wanted[counter.id] = max(1, counter.allowance // LOW_WATER)
+            self.take(await self._ask(wanted, returned), asked_ns)
+
+    # --- the life of a hold ------------------------------------------------------------------------------------------
 
     def identify(self, key: str | None) -> Identity:
         """Whose key is it? Raises UnknownKey, the same for a wrong, a revoked and a missing one."""
@@ -88,44 +169,73 @@ class Desk:
                 "no API key was given" if not key else "the API key is unknown or revoked",
                 hint="send it as 'Authorization: Bearer tw-...'; make one with: tokenworks key create",
             )
-        return Identity(self._accounts[found.account], found, self._budgets.path(found.budget))
+        return Identity(self._accounts[found.account], found, self.budgets.path(found.budget))
 
-    def hold(self, identity: Identity, receipt: str, worst: Amount) -> Hold:
-        """Promise the worst case. Raises BudgetSpent, or ExchangeDown while the journal cannot be written."""
+    def hold(self, identity: Identity, receipt: str, worst: Amount, model: str, sites: Collection[str] = ()) -> Hold:
+        """Promise the worst case.
+
+        Raises Shortage (a BudgetSpent) when leases do not cover it, ExchangeDown while the journal cannot be written or
+        the ledger has not been heard for too long.
+        """
         began = self._clock.now_ns()
         self._write_backlog()
-        self._budgets.hold(identity.path, worst, self.prices.currency)
+        if began >= self._valid_ns and self._ask is not None:
+            raise ExchangeDown("the ledger has not been heard for too long, so nothing can be promised")
+        path = self.budgets.path(identity.key.budget)
+        budget.check_time(path, began)
+        made = Hold(identity, path, began, receipt, model, self._journal)
+        budget.hold(made.promise, worst, model, sites, began, self.prices.currency)
         self.open_holds += 1
-        return Hold(identity, receipt, worst, self._spend(began))
+        made.spent_ns = self._spend(began)
+        return made
 
     def _spend(self, began_ns: int) -> int:
         took = self._clock.now_ns() - began_ns
         self.busy_ns += took
         return took
 
-    def trim(self, hold: Hold, amount: Amount) -> None:
-        """Keep only what the chosen price needs, and write the hold down. Raises ExchangeDown; then nothing is held."""
-        began = self._clock.now_ns()
-        if amount.ustu > hold.amount.ustu or amount.nano > hold.amount.nano:
-            raise ValueError("a hold can only be trimmed downwards")
-        excess = Amount(ustu=hold.amount.ustu - amount.ustu, nano=hold.amount.nano - amount.nano)
-        self._budgets.release(hold.identity.path, excess)
-        hold.amount = amount
+    def trim(self, hold: Hold, amount: Amount, site: str | None = None) -> None:
+        """Keep only what the chosen price needs, and write the hold down.
+
+        Raises ExchangeDown, and Shortage when a grant that the hold counted on does not pay at the chosen site; then
+        nothing is held.
+        """
+        began, promise = self._clock.now_ns(), hold.promise
+        elsewhere = any(purse.grant.sites and site not in purse.grant.sites for purse, _ in promise.parts)
+        if elsewhere or amount.ustu < promise.ustu or amount.nano < promise.nano:
+            budget.settle(promise, 0, 0, ())
+            hold.promised_ns = began
+            budget.hold(promise, amount, hold.model, _sites(site), began, self.prices.currency)
         command = PlaceHold(
-            receipt=hold.receipt, budget=hold.identity.key.budget, ustu=amount.ustu, nano=amount.nano, at_ns=began
+            receipt=hold.receipt,
+            budget=hold.identity.key.budget,
+            ustu=promise.ustu,
+            nano=promise.nano,
+            at_ns=hold.promised_ns,
+            parts=promise.burns(),
         )
         try:
-            self._journal.append(encode_command(command))
+            hold.journal.append(encode_command(command))
         except ExchangeDown:
             self.release(hold)
             raise
         hold.written = True
         hold.spent_ns += self._spend(began)
 
+    def extend(self, hold: Hold, more: Amount, site: str | None = None) -> None:
+        """Promise more for a stream that goes on. Raises Shortage or ExchangeDown; then the hold is as it was."""
+        began, promise = self._clock.now_ns(), hold.promise
+        before = (promise.ustu, promise.nano)
+        parts = budget.hold(promise, more, hold.model, _sites(site), began, self.prices.currency)
+        ustu, nano = promise.ustu - before[0], promise.nano - before[1]
+        command = ExtendHold(receipt=hold.receipt, ustu=ustu, nano=nano, parts=parts)
+        self._write(hold.journal, command)  # if the disk refuses now it is written before anything else is
+        hold.spent_ns += self._spend(began)
+
     def release(self, hold: Hold) -> None:
         """Give back a hold that was never written down."""
-        self._budgets.release(hold.identity.path, hold.amount)
-        hold.amount, hold.open = NOTHING, False
+        budget.settle(hold.promise, 0, 0, ())
+        hold.open = False
         self.open_holds -= 1
 
     def settle(
@@ -137,14 +247,21 @@ class Desk:
         delivery: Delivery,
         work: Work | None,
         estimate: EnergyLine | None,
+        entity: str = "",
     ) -> Settlement:
         """Turn the hold into what was really used and write it down; what exceeds the hold is the operator's loss.
 
-        Raises ExchangeDown when the journal refuses: the hold then stays, and the settlement is written later.
+        Grants cover standard tokens in burn order; money is owed for the rest, with the fraction of a nano carried to
+        the account's next request. Raises ExchangeDown when the journal refuses: the books in memory have it, and it is
+        written later.
         """
-        began = self._clock.now_ns()
-        price = self.prices.price(decision.chosen.model, usage)
-        charged = Amount(ustu=min(price.ustu, hold.amount.ustu), nano=min(price.nano, hold.amount.nano))
+        began, promise = self._clock.now_ns(), hold.promise
+        model, account = decision.chosen.model, hold.identity.account
+        price = self.prices.price(model, usage, account.price_class)
+        burned = budget.burn(promise, price.ustu)
+        covered = sum([part for _, part in burned])
+        _, nano = self._rater.rate(account.id, model, usage, account.price_class, covered_ustu=covered)
+        charged_ustu, charged_nano = min(price.ustu, promise.ustu), min(nano, promise.nano)
         settlement = Settlement(
             receipt=hold.receipt,
             account=hold.identity.account.id,
@@ -155,9 +272,9 @@ class Desk:
             model_served=decision.chosen.model,
             usage=usage,
             ustu=price.ustu,
-            nano=price.nano,
-            loss_ustu=price.ustu - charged.ustu,
-            loss_nano=price.nano - charged.nano,
+            nano=nano,
+            loss_ustu=price.ustu - charged_ustu,
+            loss_nano=nano - charged_nano,
             rate_card=self.prices.rate_card,
             price_book=self.prices.price_book,
             currency=self.prices.currency,
@@ -165,27 +282,41 @@ class Desk:
             delivery=delivery,
             work=work,
             estimate=estimate,
-            held_ustu=hold.amount.ustu,
-            held_nano=hold.amount.nano,
+            held_ustu=promise.ustu,
+            held_nano=promise.nano,
             hold_ns=hold.spent_ns,
             arrived_ns=request.arrived_ns,
             at_ns=began,
+            list_nano=price.nano,
+            burned=tuple([Burn(grant=purse.grant.id, ustu=part) for purse, part in burned]),
+            entity=entity,
         )
         # Memory first: the tokens are spent whether or not the disk takes the record now.
-        self._budgets.settle(hold.identity.path, hold.amount, charged)
+        budget.settle(promise, charged_ustu, charged_nano, burned)
         hold.open = False
         self.open_holds -= 1
-        self._backlog.append(Settle(settlement=settlement))
-        self._write_backlog()
+        self._write(hold.journal, Settle(settlement=settlement))
         self._spend(began)
         return settlement
 
     def close_interval(self, interval: Interval) -> None:
         """Write down the energy records of an interval. Raises ExchangeDown; then they are written later."""
-        self._backlog.append(CloseInterval(interval=interval))
+        self._write(self._journal, CloseInterval(interval=interval))
+
+    def _write(self, journal: Journal, command: AnyCommand) -> None:
+        self._backlog.append((journal, command))
         self._write_backlog()
 
     def _write_backlog(self) -> None:
         while self._backlog:
-            self._journal.append(encode_command(self._backlog[0]))
+            journal, command = self._backlog[0]
+            journal.append(encode_command(command))
             self._backlog.popleft()
+
+    def counters(self) -> Iterable[Counter]:
+        """The leased limits as this gateway counts them, for reports and checks."""
+        return self.budgets.counters.values()
+
+
+def _sites(site: str | None) -> Collection[str]:
+    return () if site is None else (site,)

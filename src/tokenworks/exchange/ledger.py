@@ -1,23 +1,26 @@
-"""The ledger: ``apply(state, command) -> entries``, deterministic, with no clock, file, socket or randomness inside.
+"""The ledger: ``apply(state, command, source) -> entries``, deterministic: no clock, file, socket or randomness inside.
 
 Double entry over three books. Every command's entries sum to zero in each book. Sign: what an account received is
-positive, what it gave is negative, so a customer's balance is what it consumed, revenue and the meter are negative.
-
-Accounts of the books (``{}`` stands for an id):
+positive, what it gave is negative, so a customer's balance is what it owes, revenue and the meter are negative.
 
 =======  ======================  ===================================================================
 book     account                 meaning
 =======  ======================  ===================================================================
-money    customer/{account}      owed by a customer for tokens
-money    revenue/tokens          earned with tokens
-money    loss/operator           delivered beyond a hold: the operator's, never the customer's
+money    customer/{account}      owed by a customer: for tokens beyond packages, and for packages
+money    deferred/{account}      sold packages that are not used yet: a debt in tokens
+money    revenue/tokens          earned by the operator's own sites
+money    revenue/fees            the pool's fee on what other entities' sites earned
+money    revenue/breakage        value of what expired unused, booked ahead at the sale for the day of expiry
+money    payable/entity/{name}   owed to an entity for what its sites served
+money    loss/operator           delivered beyond a hold or a lease: the operator's, never the customer's
 money    payable/power/{supply}  owed to a supply for energy
 money    cost/energy/{part}      energy money by where the energy went (requests, idle, overhead, service)
 money    depreciation/{site}     wear of devices, by slice time
 money    cost/device/{part}      the same by who used the time (requests, idle)
 stu      customer/{account}      standard tokens consumed
-stu      served/{site}           standard tokens made by a site
+stu      served/{entity}         standard tokens made by an entity's sites
 stu      loss/operator           as in money
+stu      stock/{account}         bought and not used; issued, used, expired, refunded are its other sides
 energy   meter/{site}            what the meter counted (or its model)
 energy   requests/{site} ...     idle, service, overhead, residual: where each millijoule went
 =======  ======================  ===================================================================
@@ -25,227 +28,214 @@ energy   requests/{site} ...     idle, service, overhead, residual: where each m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+import msgspec
 
-from tokenworks.core.errors import LedgerRefused, nearest
+from tokenworks.core.errors import LedgerRefused
 from tokenworks.core.words import Interval
+from tokenworks.exchange.calendar import window_start_ns
+from tokenworks.exchange.grants import burn, end_grant, sell_grant
+from tokenworks.exchange.limits import add_key, give_lease, set_budget
+from tokenworks.exchange.state import BOOKS, LEDGER, Entry, Source, State, known, lines
 from tokenworks.exchange.words import (
-    Account,
     AddKey,
     AnyCommand,
-    Budget,
     CloseInterval,
+    DefinePackage,
     DescribeSite,
-    Key,
+    EndEpoch,
+    EndGrant,
+    Entity,
+    ExtendHold,
+    GiveLease,
+    MarkRead,
     OpenAccount,
     PlaceHold,
     RevokeKey,
+    SellGrant,
     SetBudget,
+    SetEntity,
     Settle,
-    SiteFacts,
+    Settlement,
     Void,
 )
 
-DEPTH_MAX = 16
-"""Longest budget path, root to leaf."""
-BOOKS = ("money", "stu", "energy")
 
-
-class Entry(NamedTuple):
-    """One line of a book. The lines of one command sum to zero per book."""
-
-    book: str
-    account: str
-    amount: int
-
-
-@dataclass(slots=True)
-class Tally:
-    """What one budget has spent and holds, itself and everything below it."""
-
-    spent_ustu: int = 0
-    spent_nano: int = 0
-    held_ustu: int = 0
-    held_nano: int = 0
-
-
-@dataclass(slots=True)
-class State:
-    """All that the ledger must remember to apply the next command. Bounded by accounts and open requests."""
-
-    accounts: dict[str, Account] = field(default_factory=dict)
-    budgets: dict[str, Budget] = field(default_factory=dict)
-    tallies: dict[str, Tally] = field(default_factory=dict)
-    keys: dict[str, Key] = field(default_factory=dict)
-    holds: dict[str, PlaceHold] = field(default_factory=dict)
-    sites: dict[str, SiteFacts] = field(default_factory=dict)
-    interval_end_ns: dict[str, int] = field(default_factory=dict)
-    balances: dict[tuple[str, str], int] = field(default_factory=dict)
-
-    def path(self, budget: str) -> list[str]:
-        """Ids from the leaf up to the root."""
-        ids: list[str] = []
-        node: str | None = budget
-        while node is not None and len(ids) < DEPTH_MAX:
-            ids.append(node)
-            node = self.budgets[node].parent
-        return ids
-
-
-def apply(state: State, command: AnyCommand) -> list[Entry]:
+def apply(state: State, command: AnyCommand, source: Source = LEDGER) -> list[Entry]:
     """Change the state by one command and return its entries. Raises LedgerRefused and then changes nothing."""
-    entries: list[Entry] = []
-    match command:
-        case OpenAccount():
-            entries = _open_account(state, command)
-        case SetBudget():
-            entries = _set_budget(state, command)
-        case AddKey():
-            entries = _add_key(state, command)
-        case RevokeKey():
-            entries = _revoke_key(state, command)
-        case PlaceHold():
-            entries = _place_hold(state, command)
-        case Settle():
-            entries = _settle(state, command)
-        case Void():
-            entries = _void(state, command)
-        case CloseInterval():
-            entries = _close_interval(state, command.interval)
-        case DescribeSite():
-            state.sites[command.facts.site] = command.facts
-    for book, account, amount in entries:
+    entries = _step(state, command, source)
+    for book, account, amount, _ in entries:
         state.balances[book, account] = state.balances.get((book, account), 0) + amount
     return entries
 
 
-def _known(word: str, what: str, known: dict[str, object]) -> None:
-    if word not in known:
-        near = nearest(word, known)
-        raise LedgerRefused(f"there is no {what} {word!r}", hint=f"did you mean {near!r}?" if near else None)
-
-
-def _open_account(state: State, command: OpenAccount) -> list[Entry]:
-    account = command.account
-    if state.accounts.get(account.id, account) != account:
-        raise LedgerRefused(f"account {account.id!r} exists already", hint="choose another id")
-    state.accounts[account.id] = account
+def _step(state: State, command: AnyCommand, source: Source) -> list[Entry]:
+    match command:
+        case PlaceHold() | ExtendHold() if source in state.ended:
+            pass  # nothing can be promised any more; what it settles will be the operator's loss
+        case PlaceHold():
+            _place_hold(state, command)
+        case ExtendHold():
+            _extend_hold(state, command)
+        case Settle():
+            return _settle(state, command.settlement, source)
+        case Void():
+            _release(state, command.receipt)
+        case CloseInterval():
+            return close_interval(state, command.interval)
+        case OpenAccount(account=account):
+            state.accounts[account.id] = account
+        case SetBudget():
+            set_budget(state, command.budget, command.at_ns)
+        case AddKey():
+            add_key(state, command.key)
+        case RevokeKey():
+            known(command.key, "key", state.keys)
+            key = state.keys[command.key]
+            if key.revoked_ns is None:
+                state.keys[key.id] = msgspec.structs.replace(key, revoked_ns=command.at_ns)
+        case DefinePackage(package=package):
+            if package.size_ustu <= 0 or package.price_nano < 0:
+                raise LedgerRefused("a package has a size above 0 and a price of 0 or more")
+            state.packages[package.code] = package
+        case SellGrant():
+            return sell_grant(state, command.grant)
+        case EndGrant():
+            return end_grant(state, command)
+        case SetEntity(entity=entity):
+            if not 0 <= entity.fee_permille <= 1000:
+                raise LedgerRefused("a fee is 0 to 1000 permille")
+            state.entities[entity.name] = entity
+        case DescribeSite(facts=facts):
+            state.sites[facts.site] = facts
+        case GiveLease():
+            give_lease(state, command)
+        case MarkRead():
+            pass  # an order, not a change
+        case EndEpoch():
+            state.leases.pop((command.writer, command.epoch), None)
+            state.ended.add((command.writer, command.epoch))
     return []
 
 
-def _set_budget(state: State, command: SetBudget) -> list[Entry]:
-    budget = command.budget
-    _known(budget.account, "account", dict(state.accounts))
-    old = state.budgets.get(budget.id)
-    if old is not None and (old.account, old.parent) != (budget.account, budget.parent):
-        raise LedgerRefused(f"budget {budget.id!r} belongs elsewhere already", hint="only limits and name can change")
-    if budget.parent is not None:
-        _known(budget.parent, "budget", dict(state.budgets))
-        if len(state.path(budget.parent)) >= DEPTH_MAX:
-            raise LedgerRefused(f"budgets nest at most {DEPTH_MAX} deep")
-    for limit in (budget.limit_nano, budget.limit_ustu):
-        if limit is not None and limit < 0:
-            raise LedgerRefused("a limit cannot be negative")
-    state.budgets[budget.id] = budget
-    state.tallies.setdefault(budget.id, Tally())
-    return []
-
-
-def _add_key(state: State, command: AddKey) -> list[Entry]:
-    key = command.key
-    _known(key.budget, "budget", dict(state.budgets))
-    if state.budgets[key.budget].account != key.account:
-        raise LedgerRefused(f"budget {key.budget!r} is not of account {key.account!r}")
-    if state.keys.get(key.id, key) != key:
-        raise LedgerRefused(f"key {key.id!r} exists already")
-    state.keys[key.id] = key
-    return []
-
-
-def _revoke_key(state: State, command: RevokeKey) -> list[Entry]:
-    _known(command.key, "key", dict(state.keys))
-    key = state.keys[command.key]
-    if key.revoked_ns is None:
-        state.keys[key.id] = Key(
-            id=key.id,
-            hash=key.hash,
-            account=key.account,
-            budget=key.budget,
-            role=key.role,
-            made_ns=key.made_ns,
-            revoked_ns=command.at_ns,
-        )
-    return []
-
-
-def _place_hold(state: State, command: PlaceHold) -> list[Entry]:
-    _known(command.budget, "budget", dict(state.budgets))
-    if command.ustu < 0 or command.nano < 0:
+def _place_hold(state: State, command: PlaceHold) -> None:
+    known(command.budget, "budget", state.budgets)
+    if min([command.ustu, command.nano, *(part.ustu for part in command.parts)]) < 0:
         raise LedgerRefused("a hold cannot be negative")
+    if sum(part.ustu for part in command.parts) > command.ustu:
+        raise LedgerRefused("grants cannot hold more than the request")
+    for part in command.parts:
+        known(part.grant, "grant", state.grants)
+        if state.grants[part.grant].account != state.budgets[command.budget].account:
+            raise LedgerRefused(f"grant {part.grant!r} is of another account")
     old = state.holds.get(command.receipt)
     if old is not None:
         if old != command:
             raise LedgerRefused(f"{command.receipt} is held already with another amount")
-        return []
+        return
     state.holds[command.receipt] = command
-    for node in state.path(command.budget):
+    _hold(state, command.budget, command.ustu, command.nano)
+
+
+def _hold(state: State, budget: str, ustu: int, nano: int) -> None:
+    for node in state.path(budget):
         tally = state.tallies[node]
-        tally.held_ustu += command.ustu
-        tally.held_nano += command.nano
-    return []
+        tally.held_ustu += ustu
+        tally.held_nano += nano
+
+
+def _extend_hold(state: State, command: ExtendHold) -> None:
+    hold = state.holds.get(command.receipt)
+    if hold is None:
+        raise LedgerRefused(f"{command.receipt} has no open hold")
+    if min([command.ustu, command.nano, *(part.ustu for part in command.parts)]) < 0:
+        raise LedgerRefused("a hold cannot shrink")
+    state.holds[command.receipt] = msgspec.structs.replace(
+        hold, ustu=hold.ustu + command.ustu, nano=hold.nano + command.nano, parts=hold.parts + command.parts
+    )
+    _hold(state, hold.budget, command.ustu, command.nano)
 
 
 def _release(state: State, receipt: str) -> PlaceHold:
     hold = state.holds.pop(receipt, None)
     if hold is None:
         raise LedgerRefused(f"{receipt} has no open hold", hint="a hold is settled or voided once")
-    for node in state.path(hold.budget):
-        tally = state.tallies[node]
-        tally.held_ustu -= hold.ustu
-        tally.held_nano -= hold.nano
+    _hold(state, hold.budget, -hold.ustu, -hold.nano)
     return hold
 
 
-def _settle(state: State, command: Settle) -> list[Entry]:
-    settled = command.settlement
-    hold = state.holds.get(settled.receipt)
-    if hold is not None and (
-        settled.ustu - settled.loss_ustu > hold.ustu or settled.nano - settled.loss_nano > hold.nano
-    ):
-        raise LedgerRefused(f"{settled.receipt} would charge more than was held")
-    if hold is not None and (settled.account, settled.budget) != (state.budgets[hold.budget].account, hold.budget):
-        raise LedgerRefused(f"{settled.receipt} was held on budget {hold.budget!r}", hint="who holds is who pays")
-    charged_ustu = settled.ustu - settled.loss_ustu
-    charged_nano = settled.nano - settled.loss_nano
-    if min(charged_ustu, charged_nano, settled.loss_ustu, settled.loss_nano) < 0:
+def as_booked(state: State, settled: Settlement, source: Source) -> Settlement:
+    """A settlement of an epoch that had ended comes too late: the customer owes nothing, all is the operator's loss."""
+    if source not in state.ended or settled.receipt in state.holds:
+        return settled
+    return msgspec.structs.replace(
+        settled, loss_ustu=settled.ustu, loss_nano=settled.list_nano, nano=settled.list_nano, burned=()
+    )
+
+
+def _settle(state: State, settled: Settlement, source: Source) -> list[Entry]:
+    charged_ustu, charged_nano = settled.ustu - settled.loss_ustu, settled.nano - settled.loss_nano
+    burned = sum(part.ustu for part in settled.burned)
+    amounts = [charged_ustu, charged_nano, settled.loss_ustu, settled.loss_nano, charged_ustu - burned]
+    if min(amounts + [part.ustu for part in settled.burned]) < 0:
         raise LedgerRefused(f"{settled.receipt} would settle a negative amount")
+    if settled.receipt in state.holds or source not in state.ended:
+        _settle_hold(state, settled, source, charged_ustu, charged_nano)
+    elif charged_ustu or charged_nano:
+        raise LedgerRefused(f"{settled.receipt} comes too late to charge anybody")
+    entity = state.entities.get(settled.entity, Entity(name=settled.entity or "own", own=True))
+    recognised, entries = burn(state, settled)
+    earned = settled.nano + recognised
+    fee = 0 if entity.own else earned * entity.fee_permille // 1000
+    return entries + lines(
+        ("stu", f"customer/{settled.account}", charged_ustu),
+        ("stu", "loss/operator", settled.loss_ustu),
+        ("stu", f"served/{entity.name}", -settled.ustu),
+        ("money", f"customer/{settled.account}", charged_nano),
+        ("money", "loss/operator", settled.loss_nano),
+        ("money", "revenue/fees", -fee),
+        ("money", "revenue/tokens" if entity.own else f"payable/entity/{entity.name}", fee - earned),
+    )
+
+
+def _settle_hold(state: State, settled: Settlement, source: Source, charged_ustu: int, charged_nano: int) -> None:
+    """Check a settlement against its hold, then count it on the budget path and on the leases of its gateway."""
+    hold = state.holds.get(settled.receipt)
+    if hold is not None:
+        if charged_ustu > hold.ustu or charged_nano > hold.nano:
+            raise LedgerRefused(f"{settled.receipt} would charge more than was held")
+        if (settled.account, settled.budget) != (state.budgets[hold.budget].account, hold.budget):
+            raise LedgerRefused(f"{settled.receipt} was held on budget {hold.budget!r}", hint="who holds is who pays")
+        promised: dict[str, int] = {}
+        for part in hold.parts:
+            promised[part.grant] = promised.get(part.grant, 0) + part.ustu
+        burned: dict[str, int] = {}
+        for part in settled.burned:
+            burned[part.grant] = burned.get(part.grant, 0) + part.ustu
+            grant = state.grants.get(part.grant)
+            left = 0 if grant is None else grant.size_ustu - grant.used_ustu
+            if burned[part.grant] > min(promised.get(part.grant, 0), left):
+                raise LedgerRefused(f"{settled.receipt} would burn more of a grant than was held")
     hold = _release(state, settled.receipt)
+    leases = state.leases.get(source, {})
+    for part in settled.burned:
+        if (lease := leases.get(f"g:{part.grant}")) is not None:
+            lease.used += part.ustu
     for node in state.path(hold.budget):
         tally = state.tallies[node]
         tally.spent_ustu += charged_ustu
         tally.spent_nano += charged_nano
-    site = settled.decision.chosen.site if settled.decision else "-"
-    return _lines(
-        ("stu", f"customer/{settled.account}", charged_ustu),
-        ("stu", "loss/operator", settled.loss_ustu),
-        ("stu", f"served/{site}", -settled.ustu),
-        ("money", f"customer/{settled.account}", charged_nano),
-        ("money", "loss/operator", settled.loss_nano),
-        ("money", "revenue/tokens", -settled.nano),
-    )
+    for node in state.limited_path(hold.budget):
+        # A hold counts in the window in which it was placed; a window that is over is over.
+        window_ns = window_start_ns(state.budgets[node].window, hold.at_ns)
+        if state.tallies[node].roll(window_ns):
+            state.tallies[node].window_ustu += charged_ustu
+            state.tallies[node].window_nano += charged_nano
+        for counter, charged in ((f"n:{node}", charged_nano), (f"u:{node}", charged_ustu)):
+            if (lease := leases.get(counter)) is not None and lease.window_ns == window_ns:
+                lease.used += charged
 
 
-def _void(state: State, command: Void) -> list[Entry]:
-    _release(state, command.receipt)
-    return []
-
-
-def _lines(*lines: tuple[str, str, int]) -> list[Entry]:
-    return [Entry(*line) for line in lines if line[2]]
-
-
-def _close_interval(state: State, interval: Interval) -> list[Entry]:
+def close_interval(state: State, interval: Interval) -> list[Entry]:
     site = interval.site
     if interval.start_ns < state.interval_end_ns.get(site, 0) or interval.end_ns <= interval.start_ns:
         raise LedgerRefused(f"an interval of site {site!r} starts before the last one ended")
@@ -253,7 +243,7 @@ def _close_interval(state: State, interval: Interval) -> list[Entry]:
         raise LedgerRefused(f"an interval of site {site!r} has two lines of one receipt")
     requests = sum(line.energy_mj for line in interval.requests)
     services = sum(line.energy_mj for line in interval.services)
-    entries = _lines(
+    entries = lines(
         ("energy", f"requests/{site}", requests),
         ("energy", f"idle/{site}", interval.idle_mj),
         ("energy", f"service/{site}", services),
@@ -262,7 +252,7 @@ def _close_interval(state: State, interval: Interval) -> list[Entry]:
         ("energy", f"meter/{site}", -interval.meter_mj),
     )
     if interval.bill_nano is not None:
-        entries += _lines(
+        entries += lines(
             ("money", "cost/energy/requests", sum(line.energy_nano or 0 for line in interval.requests)),
             ("money", "cost/energy/idle", interval.idle_nano or 0),
             ("money", "cost/energy/service", sum(line.energy_nano or 0 for line in interval.services)),
@@ -271,7 +261,7 @@ def _close_interval(state: State, interval: Interval) -> list[Entry]:
         )
     used = sum(line.device_nano or 0 for line in interval.requests)
     unused = interval.idle_device_nano or 0
-    entries += _lines(
+    entries += lines(
         ("money", "cost/device/requests", used),
         ("money", "cost/device/idle", unused),
         ("money", f"depreciation/{site}", -used - unused),

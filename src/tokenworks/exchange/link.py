@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from tokenworks.core.clock import Clock
-from tokenworks.core.errors import ExchangeDown, Unreachable
+from tokenworks.core.errors import ExchangeDown, LedgerRefused, Unreachable
 from tokenworks.core.words import Work
 from tokenworks.exchange.wire import (
     Answer,
@@ -24,7 +24,7 @@ from tokenworks.exchange.wire import (
     read_message,
     socket_address,
 )
-from tokenworks.exchange.words import Directory
+from tokenworks.exchange.words import Directory, Lease
 
 CALL_TIMEOUT_S = 10.0
 RETRY_S = 0.1
@@ -120,11 +120,31 @@ class LedgerLink:
         self._waiting[number] = waiting
         try:
             self._stream.write(pack(Call(number, method, params)))
-            return await asyncio.wait_for(waiting, CALL_TIMEOUT_S)
+            async with asyncio.timeout(CALL_TIMEOUT_S):  # wait_for of Python 3.11 can swallow a cancellation
+                return await waiting
         except TimeoutError:
             raise ExchangeDown("the ledger process does not answer") from None
         finally:
             self._waiting.pop(number, None)
+
+    async def lease(self, wanted: dict[str, int], returned: dict[str, int]) -> list[Lease]:
+        """Ask for more of some counters and return sums of others. Raises LedgerRefused when this epoch has ended."""
+        try:
+            raw = await self.call(
+                "lease", writer=self._writer_name, epoch=self._epoch, wanted=wanted, returned=returned
+            )
+        except RemoteError as error:
+            if error.code == LedgerRefused.code:
+                raise LedgerRefused(error.message, hint=error.hint) from error
+            raise
+        return msgspec.convert(raw, list[Lease])
+
+    async def restart(self) -> Welcome:
+        """Begin a new epoch on the same link, after the old one was ended. Raises as ``call``."""
+        raw = await self.call("hello", writer=self._writer_name, epoch=None)
+        welcome = msgspec.convert(raw, Welcome, builtin_types=(bytes,))
+        self._epoch = welcome.epoch
+        return welcome
 
     async def close(self) -> None:
         """Hang up."""

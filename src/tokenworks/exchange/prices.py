@@ -1,103 +1,250 @@
 """The standard token and money: a rate card turns native tokens into STU, a price book turns them into money.
 
-Rates are integer micro-STU per native token, prices integer nano-currency per million native tokens, so a rate is
-exact and a price is rounded up once per request, by less than one billionth of the currency.
+Rates are integer micro-STU per native token, prices integer nano-currency per million native tokens: a rate is exact.
+One request's price is rounded up by less than one billionth of the currency; a ``Rater`` carries the remainder instead,
+so that a period's total is quantity times price. Cards and books are versioned, dated and may be signed.
 """
 
 from __future__ import annotations
 
-import tomllib
+from collections import OrderedDict
 from collections.abc import Mapping
-from fractions import Fraction
 from importlib import resources
-from typing import Any
+from typing import ClassVar, NamedTuple
 
-from tokenworks.core.errors import BadQuantity
-from tokenworks.core.units import MICRO, parse_price
+from tokenworks.core.errors import BadQuantity, NotFound
 from tokenworks.core.words import BUCKETS, Amount, Usage, Word
+from tokenworks.exchange.cards import Card, PriceBook, RateCard, Signature, in_force, read_cards
 
-_TOKENS_PER_PRICE = 1_000_000
-
-
-class Prices(Word, frozen=True):
-    """The rate card and the price book in force, with their versions. ``"*"`` is any model without a line."""
-
-    currency: str
-    rate_card: str
-    price_book: str
-    rates: dict[str, dict[str, int]]
-    """Model -> bucket -> micro-STU per token."""
-    prices: dict[str, dict[str, int]]
-    """Model -> bucket -> nano-currency per million tokens."""
-
-    def price(self, model: str, usage: Usage) -> Amount:
-        """What this usage of this model costs. Every line has every bucket, so a used token always has a price."""
-        rates = self.rates.get(model) or self.rates["*"]
-        prices = self.prices.get(model) or self.prices["*"]
-        ustu = nano_millionths = 0
-        for bucket, count in usage.counts():
-            ustu += count * rates[bucket]
-            nano_millionths += count * prices[bucket]
-        return Amount(ustu=ustu, nano=-(-nano_millionths // _TOKENS_PER_PRICE))
-
-    def worst(self, model: str, input_max: int, output_max: int) -> Amount:
-        """The most that a request can cost: nothing cached, every token of the dearest bucket of its kind."""
-        rates = self.rates.get(model) or self.rates["*"]
-        prices = self.prices.get(model) or self.prices["*"]
-
-        def dearest(table: Mapping[str, int], *buckets: str) -> int:
-            return max(table.get(bucket, 0) for bucket in buckets)
-
-        inputs, outputs = ("input", "cached_input", "cache_write"), ("output", "reasoning")
-        nano_millionths = input_max * dearest(prices, *inputs) + output_max * dearest(prices, *outputs)
-        return Amount(
-            ustu=input_max * dearest(rates, *inputs) + output_max * dearest(rates, *outputs),
-            nano=-(-nano_millionths // _TOKENS_PER_PRICE),
-        )
-
-
-def _ustu(text: str) -> int:
-    exact = Fraction(text) * MICRO
-    if exact.denominator != 1 or exact < 0:
-        raise BadQuantity(f"{text!r} STU per token cannot be booked", hint="use at most six decimals, not negative")
-    return int(exact)
-
-
-def default_prices(currency: str) -> Prices:
-    """The shipped card and book. In another currency than theirs only the standard tokens hold and money is 0.
-
-    That is deliberate: nothing is converted silently, and a grid in another currency names its own prices.
-    """
-    text = resources.files("tokenworks.exchange").joinpath("data/prices.toml").read_text("utf-8")
-    raw: dict[str, Any] = tomllib.loads(text)
-    rates = {
-        line["model"]: {bucket: _ustu(line[bucket]) for bucket in BUCKETS if bucket in line} for line in raw["rate"]
-    }
-    prices = {
-        line["model"]: {b: parse_price(line[b], "Mtok", currency) for b in BUCKETS if b in line}
-        for line in raw["price"]
-        if line["currency"] == currency
-    }
-    version = str(raw["version"])
-    any_price = prices.get("*", dict.fromkeys(BUCKETS, 0))
-    return Prices(
-        currency=currency,
-        rate_card=version,
-        price_book=version if prices else "none",
-        rates={model: _whole(line, rates["*"]) for model, line in rates.items()},
-        prices={model: _whole(line, any_price) for model, line in prices.items()} or {"*": any_price},
-    )
-
-
+TOKENS_PER_PRICE = 1_000_000
+REMEMBERED_MAX = 100_000
+"""Remainders that a Rater keeps. The one unused for longest is dropped: under one nano, in the customer's favour."""
 _STANDS_IN = {"cached_input": "input", "cache_write": "input", "reasoning": "output"} | dict.fromkeys(
     ("image", "audio", "video"), "input"
 )
 """What a bucket costs that a line does not name: no token is ever left without a price."""
+_NOTHING = dict.fromkeys(BUCKETS, 0)
+_Line = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""Rates and prices in bucket order; the dearest rate and price of an input token, then of an output token."""
+Lines = dict[str, dict[str, int]]
+"""Model -> bucket -> rate or price. ``"*"`` is any model without a line."""
+
+
+class Prices(Word, frozen=True, dict=True):
+    """The rate card and the price book in force, with their versions. Lookups are worked out once, when it is made."""
+
+    currency: str
+    rate_card: str
+    price_book: str
+    rates: Lines
+    """Micro-STU per token."""
+    prices: Lines
+    """Nano-currency per million tokens, of the class and tier ``standard``."""
+    classes: dict[str, Lines] = {}
+    """``"business"`` or ``"business/batch"`` -> prices of that class (and tier) where they differ from ``prices``."""
+    _tables: ClassVar[dict[str, dict[str, _Line]]]
+
+    def __post_init__(self) -> None:
+        self.__dict__["_tables"] = {key: self._table(key) for key in ("standard", *self.classes)}
+
+    def _table(self, key: str) -> dict[str, _Line]:
+        """The nearest lines win: class and tier, tier, class, standard; in each a model's own line, then ``"*"``."""
+        layers = [*(self.classes.get(each, {}) for each in _fallbacks(key)), self.prices]
+        made = {}
+        for model in {"*", *self.rates, *(model for layer in layers for model in layer)}:
+            own = next((layer.get(model) or layer["*"] for layer in layers if model in layer or "*" in layer), {})
+            rates, prices = _whole(self.rates.get(model) or self.rates["*"], _NOTHING), _whole(own, _NOTHING)
+            # Only text: the most that a request may use is counted in text tokens.
+            dearest = [max(t[b] for b in BUCKETS[a:z]) for a, z in ((0, 3), (3, 5)) for t in (rates, prices)]
+            made[model] = (tuple(rates.values()), tuple(prices.values()), tuple(dearest))
+        return made
+
+    def _line(self, model: str, price_class: str, tier: str) -> _Line:
+        tables = self._tables
+        if tier == "standard":
+            table = tables.get(price_class) or tables["standard"]
+        else:
+            table = next(
+                (tables[key] for key in _fallbacks(f"{price_class}/{tier}") if key in tables), tables["standard"]
+            )
+        return table.get(model) or table["*"]
+
+    def exact(self, model: str, usage: Usage, price_class: str = "standard", tier: str = "standard") -> tuple[int, int]:
+        """Micro-STU, and money in millionths of a nano: nothing is rounded."""
+        (a, b, c, d, e, f, g, h), (i, j, k, m, n, o, p, q), _ = self._line(model, price_class, tier)
+        ustu = usage.input * a + usage.cached_input * b + usage.cache_write * c + usage.output * d
+        money = usage.input * i + usage.cached_input * j + usage.cache_write * k + usage.output * m
+        if usage.reasoning or usage.image or usage.audio or usage.video:
+            ustu += usage.reasoning * e + usage.image * f + usage.audio * g + usage.video * h
+            money += usage.reasoning * n + usage.image * o + usage.audio * p + usage.video * q
+        return ustu, money
+
+    def price(self, model: str, usage: Usage, price_class: str = "standard", tier: str = "standard") -> Amount:
+        """What this usage of this model costs. Every line has every bucket, so a used token always has a price."""
+        ustu, money = self.exact(model, usage, price_class, tier)
+        return Amount(ustu=ustu, nano=-(-money // TOKENS_PER_PRICE))
+
+    def worst(
+        self, model: str, input_max: int, output_max: int, price_class: str = "standard", tier: str = "standard"
+    ) -> Amount:
+        """The most that a request can cost: nothing cached, every token of the dearest bucket of its kind."""
+        rate_in, price_in, rate_out, price_out = self._line(model, price_class, tier)[2]
+        money = input_max * price_in + output_max * price_out
+        return Amount(ustu=input_max * rate_in + output_max * rate_out, nano=-(-money // TOKENS_PER_PRICE))
+
+    def line(self, model: str, price_class: str = "standard", tier: str = "standard") -> dict[str, tuple[int, int]]:
+        """Bucket -> (micro-STU per token, nano per million tokens), for reports."""
+        rates, prices, _ = self._line(model, price_class, tier)
+        return {bucket: (rates[i], prices[i]) for i, bucket in enumerate(BUCKETS)}
+
+
+def _fallbacks(key: str) -> tuple[str, ...]:
+    price_class, _, tier = key.partition("/")
+    return (key, f"standard/{tier}", price_class) if tier else (key,)
 
 
 def _whole(line: Mapping[str, int], fallback: Mapping[str, int]) -> dict[str, int]:
     """A line with all buckets: what it names, what stands in for the rest, and last the line of any model."""
     return {b: line.get(b, line.get(_STANDS_IN.get(b, b), fallback[b])) for b in BUCKETS}
+
+
+class Rater:
+    """Prices requests one after another so that their sum is exact: one per gateway epoch, single-threaded.
+
+    The remainder of each (account, price line) is kept in millionths of a nano. What has been charged is at any time
+    the floor of what was used; a new epoch starts at 0 and so forgoes less than one nano per line.
+    """
+
+    def __init__(self, prices: Prices, remembered_max: int = REMEMBERED_MAX) -> None:
+        self.prices = prices
+        """May be replaced when a new book comes into force; remainders stay."""
+        self._rests: OrderedDict[tuple[str, str, str, str], int] = OrderedDict()
+        self._max = remembered_max
+
+    def __len__(self) -> int:
+        return len(self._rests)
+
+    def rate(
+        self,
+        account: str,
+        model: str,
+        usage: Usage,
+        price_class: str = "standard",
+        tier: str = "standard",
+        covered_ustu: int = 0,
+    ) -> tuple[int, int]:
+        """(micro-STU, nano) of a request. The nano are for what ``covered_ustu`` of grants leave, in proportion.
+
+        They never exceed ``Prices.price`` of the same usage, so a hold of ``Prices.worst`` covers them.
+        """
+        ustu, money = self.prices.exact(model, usage, price_class, tier)
+        if covered_ustu and ustu:
+            money = money * max(0, ustu - covered_ustu) // ustu
+        key, rests = (account, price_class, tier, model), self._rests
+        nano, rests[key] = divmod(rests.get(key, 0) + money, TOKENS_PER_PRICE)
+        rests.move_to_end(key)
+        if len(rests) > self._max:
+            rests.popitem(last=False)
+        return ustu, nano
+
+
+class Comparison(NamedTuple):
+    """What the same usage would cost at somebody's published prices; ``nano`` of ``currency``, never converted."""
+
+    series: str
+    version: str
+    source: str
+    currency: str
+    nano: int
+
+
+class PriceList(Word, frozen=True):
+    """All cards and books of a grid in one currency, past and to come, with the signatures of those that have one."""
+
+    currency: str
+    cards: tuple[RateCard, ...]
+    books: tuple[PriceBook, ...] = ()
+    signatures: dict[str, Signature] = {}
+    """A card's ``name`` -> its signature. Shipped cards have none."""
+
+    def __post_init__(self) -> None:
+        every = self._every()
+        if len({c.name for c in every}) < len(every) or len({(c.line_of, c.effective_ns) for c in every}) < len(every):
+            raise BadQuantity("two cards or books have one version or one effective date", hint="give each its own")
+
+    def _every(self) -> list[Card]:
+        return [*self.cards, *self.books]
+
+    def at(self, time_ns: int) -> Prices:
+        """What holds at an instant. Raises NotFound before the first card; without an own book money is 0."""
+        card = in_force(self.cards, time_ns)
+        if card is None:
+            raise NotFound("no rate card was in force then", hint="its first version has the earliest effective date")
+        book = in_force([b for b in self.books if b.kind == "own" and b.currency == self.currency], time_ns)
+        classes: dict[str, Lines] = {"standard": {}}
+        for line in book.lines if book else ():
+            key = line.price_class if line.tier == "standard" else f"{line.price_class}/{line.tier}"
+            classes.setdefault(key, {})[line.model] = line.nano_per_mtok
+        standard = classes.pop("standard")
+        return Prices(
+            currency=self.currency,
+            rate_card=card.version,
+            price_book=book.version if book else "none",
+            rates=_complete({line.model: line.ustu for line in card.lines}),
+            prices=_complete(standard),
+            classes=classes,
+        )
+
+    def next_change_ns(self, time_ns: int) -> int | None:
+        """When what ``at`` says may next be different."""
+        return min((c.effective_ns for c in self._every() if c.effective_ns > time_ns), default=None)
+
+    def compare(self, model: str, usage: Usage, time_ns: int) -> tuple[Comparison, ...]:
+        """This usage at the list prices in force, for those that price this model (or any) in input and output."""
+        found = []
+        for series in sorted({book.series for book in self.books if book.kind == "list"}):
+            book = in_force([b for b in self.books if (b.kind, b.series) == ("list", series)], time_ns)
+            lines = {each.model: each.nano_per_mtok for each in book.lines} if book else {}
+            line = lines.get(model) or lines.get("*")
+            if book and line and {"input", "output"} <= {*line}:
+                whole = _whole(line, _NOTHING)
+                money = sum(count * whole[bucket] for bucket, count in usage.counts())
+                nano = -(-money // TOKENS_PER_PRICE)
+                found.append(Comparison(series, book.version, book.source, book.currency, nano))
+        return tuple(found)
+
+
+def _complete(lines: Lines) -> Lines:
+    """Every line with all buckets, and a line for any model."""
+    any_model = _whole(lines.get("*", {}), _NOTHING)
+    return {**{model: _whole(line, any_model) for model, line in lines.items()}, "*": any_model}
+
+
+def read_price_list(text: str, currency: str) -> PriceList:
+    """A price list as TOML, in the form of ``data/prices.toml``. Own books in other currencies are left out.
+
+    Raises BadQuantity for an amount that cannot be booked.
+    """
+    cards, books = read_cards(text)
+    kept = tuple(book for book in books if book.kind == "list" or book.currency == currency)
+    return PriceList(currency=currency, cards=cards, books=kept)
+
+
+def shipped_prices(currency: str) -> PriceList:
+    """The cards and books that come with Tokenworks. They are not signed: they are defaults, nobody's promise."""
+    return read_price_list(
+        resources.files("tokenworks.exchange").joinpath("data/prices.toml").read_text("utf-8"), currency
+    )
+
+
+def default_prices(currency: str) -> Prices:
+    """The newest shipped card and book. In another currency than theirs only the standard tokens hold and money is 0.
+
+    That is deliberate: nothing is converted silently, and a grid in another currency names its own prices.
+    """
+    shipped = shipped_prices(currency)
+    newest: list[Card] = [*shipped.cards, *shipped.books]
+    return shipped.at(max(card.effective_ns for card in newest))
 
 
 def with_lines(
@@ -115,4 +262,5 @@ def with_lines(
         price_book=version if prices else base.price_book,
         rates={**base.rates, "*": any_rate, **{m: _whole(line, any_rate) for m, line in rates.items()}},
         prices={**base.prices, "*": any_price, **{m: _whole(line, any_price) for m, line in prices.items()}},
+        classes=base.classes,
     )

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import msgspec
+
 from tokenworks.core.clock import utc_text
 from tokenworks.core.units import NS_PER_US, money_text, stu_text
 from tokenworks.core.words import Candidate, Interval, Provenance, Sourced
@@ -127,6 +129,8 @@ def _upper_lines(settled: Settlement, *, operator: bool) -> list[View]:
         held_nano=settled.held_nano,
         charged_ustu=settled.ustu - settled.loss_ustu,
         charged_nano=settled.nano - settled.loss_nano,
+        burned=[msgspec.structs.asdict(part) for part in settled.burned] or None,
+        list_nano=settled.list_nano if settled.burned else None,
         operator_loss_nano=(settled.loss_nano or None) if operator else None,
         rate_card=settled.rate_card,
         price_book=settled.price_book,

@@ -8,10 +8,10 @@ import msgspec
 
 from tokenworks.core.errors import NotFound
 from tokenworks.core.words import LAYERS, Interval
-from tokenworks.exchange.ledger import BOOKS
 from tokenworks.exchange.receipt import EnergySum, View, receipt_view
 from tokenworks.exchange.service import LedgerService
-from tokenworks.exchange.words import Settlement, SiteFacts
+from tokenworks.exchange.state import BOOKS
+from tokenworks.exchange.words import Burn, Settlement, SiteFacts
 
 CAKE_INTERVALS_MAX = 1_000_000
 
@@ -72,6 +72,8 @@ def books(service: LedgerService) -> View:
         _check("receipts say what was booked", store.rows("wrong_receipts")),
         _check("receipts equal what customers owe", _wrong_customers(service)),
         _check("budgets equal what their receipts spent", _wrong_budgets(service)),
+        _check("grants equal what their receipts burned", _wrong_grants(service)),
+        _check("no budget and no grant is overspent", _overspent(service)),
         _check("receipts' energy equals the energy of requests", _wrong_energy(service)),
         _check("held on budgets equals the open holds", _wrong_holds(service)),
         _check("no record was left out", store.rows("anomalies")),
@@ -94,7 +96,9 @@ def _wrong_customers(service: LedgerService) -> list[Any]:
     found = {account: (int(ustu), int(nano)) for account, ustu, nano, *_ in service.store.rows("receipt_sums")}
     wrong = []
     for account in service.state.accounts:
-        owed = (balances.get(("stu", f"customer/{account}"), 0), balances.get(("money", f"customer/{account}"), 0))
+        bought = sum(g.price_nano - g.refund_nano for g in service.state.grants.values() if g.account == account)
+        owed_nano = balances.get(("money", f"customer/{account}"), 0) - bought
+        owed = (balances.get(("stu", f"customer/{account}"), 0), owed_nano)
         if owed != found.get(account, (0, 0)):
             wrong.append({"account": account, "owed": owed, "receipts": found.get(account, (0, 0))})
     return wrong
@@ -112,6 +116,29 @@ def _wrong_budgets(service: LedgerService) -> list[Any]:
         for name, tally in state.tallies.items()
         if (tally.spent_ustu, tally.spent_nano) != spent.get(name, (0, 0))
     ]
+
+
+def _wrong_grants(service: LedgerService) -> list[Any]:
+    burned: dict[str, int] = {}
+    for (text,) in service.store.rows("burns"):
+        for burn in msgspec.json.decode(text, type=tuple[Burn, ...]):
+            burned[burn.grant] = burned.get(burn.grant, 0) + burn.ustu
+    return [
+        {"grant": name, "used_ustu": grant.used_ustu, "receipts": burned.get(name, 0)}
+        for name, grant in service.state.grants.items()
+        if grant.used_ustu != burned.get(name, 0)
+    ]
+
+
+def _overspent(service: LedgerService) -> list[Any]:
+    """A limit may be lowered below what is spent already; nothing else brings spending above it."""
+    state = service.state
+    over: list[Any] = [name for name, grant in state.grants.items() if grant.used_ustu > grant.size_ustu]
+    return over + [name for name, out in ((c, state.out(c, 0)) for c in _counters(service)) if out < 0]
+
+
+def _counters(service: LedgerService) -> set[str]:
+    return {counter for leases in service.state.leases.values() for counter in leases}
 
 
 def _wrong_energy(service: LedgerService) -> list[Any]:

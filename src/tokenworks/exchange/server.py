@@ -1,4 +1,4 @@
-"""The ledger process: ``python -m tokenworks.exchange.server DATA``. It ends when its standard input does.
+"""The ledger process: ``python -m tokenworks.exchange.server DATA [STORE]``. It ends when its standard input does.
 
 The gateway that starts it keeps the other end of that pipe, so a killed gateway leaves no ledger process behind.
 """
@@ -23,6 +23,8 @@ from tokenworks.exchange.service import LedgerService
 from tokenworks.exchange.wire import Answer, Call, News, Refusal, pack, read_message, socket_address
 
 POLL_S = 0.02
+CHECKPOINT_NS = 1_000_000_000
+"""A second between checkpoints of a log that grows."""
 CONNECTIONS_MAX = 256
 
 
@@ -33,6 +35,7 @@ class LedgerServer:
         self._service, self._path, self._clock = service, path, clock
         self._gateways: set[asyncio.StreamWriter] = set()
         self._told = 0
+        self._signed_ns = 0
         self._open = 0
         self.failed: BaseException | None = None
 
@@ -61,6 +64,10 @@ class LedgerServer:
         while True:
             try:
                 self._service.catch_up()
+                self._service.reclaim()
+                if self._clock.now_ns() - self._signed_ns > CHECKPOINT_NS:
+                    self._signed_ns = self._clock.now_ns()
+                    self._service.checkpoint()
                 self._tell()
             except Exception as error:
                 self.failed = error
@@ -108,7 +115,7 @@ class LedgerServer:
         return Answer(call.number, msgspec.to_builtins(result, builtin_types=(bytes,)))
 
 
-async def _main(data: Path) -> None:
+async def _main(data: Path, store: str | None) -> None:
     until = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -116,7 +123,7 @@ async def _main(data: Path) -> None:
         loop.add_signal_handler(number, (lambda: None) if number == signal.SIGINT else until.set)
     _watch_parent(loop, until.set)
     clock = WallClock()
-    service = LedgerService(data, clock)
+    service = LedgerService(data, clock, store)
     try:
         await LedgerServer(service, data / "ledger.sock", clock).serve(until)
     finally:
@@ -140,7 +147,7 @@ def _watch_parent(loop: asyncio.AbstractEventLoop, ended: Callable[[], None]) ->
 def main() -> int:
     """Run the ledger process; one sentence and status 1 when it cannot."""
     try:
-        asyncio.run(_main(Path(sys.argv[1])))
+        asyncio.run(_main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None))
     except TokenworksError as error:
         sys.stderr.write(f"ledger: {error}\n")
         return error.exit_status

@@ -11,19 +11,29 @@ from tokenworks.core.words import Decision, Delivery, EnergyLine, Interval, Sour
 Role = Literal["admin", "user"]
 
 
+Window = Literal["none", "day", "month"]
+"""How long a limit counts before it starts anew, in UTC."""
+Overage = Literal["block", "payg", "slow", "cheaper"]
+"""What happens when an account's packages are used up."""
+
+
 class Account(Word, frozen=True):
     """Somebody who spends tokens and is billed for them."""
 
     id: str
     name: str
     opened_ns: int
+    price_class: str = "standard"
+    """Which column of the price book holds."""
+    overage: Overage = "payg"
+    """Without packages, or when none covers a request: block refuses, payg bills money at the price book; slow and
+    cheaper bill like payg and tell the brain to use its slow lane or a cheaper model."""
+    clamp: bool = True
+    """Cut max_tokens to what is affordable; False: refuse with 402 instead."""
 
 
 class Budget(Word, frozen=True):
-    """A node of the budget tree: it limits itself and everything below it. None: no limit of that kind.
-
-    ``spent`` and ``held`` are as of the moment the directory was sent; a gateway counts on from there.
-    """
+    """A node of the budget tree: it limits itself and everything below it. None: no limit of that kind."""
 
     id: str
     account: str
@@ -31,10 +41,67 @@ class Budget(Word, frozen=True):
     name: str
     limit_ustu: int | None
     limit_nano: int | None
-    spent_ustu: int = 0
-    spent_nano: int = 0
-    held_ustu: int = 0
-    held_nano: int = 0
+    window: Window = "none"
+    carved: bool = False
+    """Its limit was cut out of its parent's: the parent counts the limit as used, not the spending."""
+    expires_ns: int | None = None
+    """A mandate: a budget handed to an agent for a time."""
+    closed_ns: int | None = None
+
+
+class Package(Word, frozen=True):
+    """What can be bought: standard tokens with a validity, as telecoms sell data."""
+
+    code: str
+    name: str
+    size_ustu: int
+    price_nano: int
+    validity_ns: int | None
+    """From the moment a grant takes effect; None: for ever."""
+    models: tuple[str, ...] = ()
+    """Only these; empty: any."""
+    sites: tuple[str, ...] = ()
+    priority: int = 100
+    """Lower burns first."""
+    promotional: bool = False
+
+
+class Grant(Word, frozen=True):
+    """A package that an account has: its terms are fixed at the sale."""
+
+    id: str
+    account: str
+    package: str
+    size_ustu: int
+    price_nano: int
+    created_ns: int
+    effective_ns: int
+    expires_ns: int | None
+    models: tuple[str, ...] = ()
+    sites: tuple[str, ...] = ()
+    priority: int = 100
+    promotional: bool = False
+    used_ustu: int = 0
+    """As of the moment it was told."""
+    ended_ns: int | None = None
+    """Refunded or upgraded: nothing is left of it."""
+    refund_nano: int = 0
+
+
+class Burn(Word, frozen=True):
+    """How much of one grant a request used."""
+
+    grant: str
+    ustu: int
+
+
+class Entity(Word, frozen=True):
+    """An owner of sites. What its sites earned is paid to it, less the fee of the pool's operator."""
+
+    name: str
+    fee_permille: int = 0
+    own: bool = False
+    """The operator itself: what it earns is revenue, not a debt."""
 
 
 class Key(Word, frozen=True):
@@ -55,6 +122,8 @@ class Directory(Word, frozen=True):
     accounts: tuple[Account, ...]
     budgets: tuple[Budget, ...]
     keys: tuple[Key, ...]
+    grants: tuple[Grant, ...] = ()
+    """In burn order, without those that ended."""
 
 
 class Settlement(Word, frozen=True):
@@ -71,6 +140,7 @@ class Settlement(Word, frozen=True):
     ustu: int
     """The price in standard tokens. What of it exceeded the hold is ``loss_ustu``, the operator's loss."""
     nano: int
+    """The price in money of what no grant covered; ``loss_nano`` of it is the operator's loss."""
     loss_ustu: int
     loss_nano: int
     rate_card: str
@@ -87,6 +157,12 @@ class Settlement(Word, frozen=True):
     """Time spent in the exchange for this request."""
     arrived_ns: int
     at_ns: int
+    list_nano: int = 0
+    """The whole usage at the price book, whoever pays it."""
+    burned: tuple[Burn, ...] = ()
+    """What grants covered, in burn order; their sum is part of ``ustu``."""
+    entity: str = ""
+    """Who owns the site that served it."""
 
 
 class SiteFacts(Word, frozen=True):
@@ -105,7 +181,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class OpenAccount(Command, frozen=True):
-    """A new account; the same id with other content is refused."""
+    """A new account, or new terms for one that exists."""
 
     account: Account
 
@@ -114,6 +190,7 @@ class SetBudget(Command, frozen=True):
     """A new budget, or new limits for one that exists."""
 
     budget: Budget
+    at_ns: int = 0
 
 
 class AddKey(Command, frozen=True):
@@ -129,14 +206,54 @@ class RevokeKey(Command, frozen=True):
     at_ns: int
 
 
+class DefinePackage(Command, frozen=True):
+    """A package on offer, or new terms for later sales; what was sold keeps the terms of its sale."""
+
+    package: Package
+
+
+class SellGrant(Command, frozen=True):
+    """An account gets a package: its price is owed or paid, its tokens are a debt until used or expired."""
+
+    grant: Grant
+
+
+class EndGrant(Command, frozen=True):
+    """A grant ends early: what is left of it is refunded for ``refund_nano``, the rest of its value is breakage."""
+
+    grant: str
+    refund_nano: int
+    reason: str
+    at_ns: int
+
+
+class SetEntity(Command, frozen=True):
+    """An owner of sites, and the fee that the pool keeps from what they earn."""
+
+    entity: Entity
+
+
 class PlaceHold(Command, frozen=True):
-    """The most that a request may cost, promised on the whole budget path before an engine is called."""
+    """The most that a request may cost, promised on the whole budget path before an engine is called.
+
+    ``parts`` are the promises of grants in burn order; they are part of ``ustu``.
+    """
 
     receipt: str
     budget: str
     ustu: int
     nano: int
     at_ns: int
+    parts: tuple[Burn, ...] = ()
+
+
+class ExtendHold(Command, frozen=True):
+    """More of the same for a long stream."""
+
+    receipt: str
+    ustu: int
+    nano: int
+    parts: tuple[Burn, ...] = ()
 
 
 class Settle(Command, frozen=True):
@@ -151,9 +268,6 @@ class Void(Command, frozen=True):
     receipt: str
     reason: str
     at_ns: int
-    writer: str = ""
-    """Whose journal has the hold; it is read to its end before the void is applied."""
-    epoch: int = 0
 
 
 class CloseInterval(Command, frozen=True):
@@ -169,7 +283,74 @@ class DescribeSite(Command, frozen=True):
     at_ns: int
 
 
-AnyCommand = OpenAccount | SetBudget | AddKey | RevokeKey | PlaceHold | Settle | Void | CloseInterval | DescribeSite
+class Lease(Word, frozen=True):
+    """What a gateway's epoch may spend of one counter in all, in the window that starts at ``window_ns``.
+
+    Counters: ``n:`` and a budget's id for its money, ``u:`` for its standard tokens, ``g:`` and a grant's id.
+    """
+
+    counter: str
+    window_ns: int
+    allowance: int
+
+
+class GiveLease(Command, frozen=True):
+    """Leases of one gateway's epoch: new sums, larger or smaller than before."""
+
+    writer: str
+    epoch: int
+    leases: tuple[Lease, ...]
+    at_ns: int
+
+
+class ReadTo(Word, frozen=True):
+    """A place in another journal."""
+
+    writer: str
+    epoch: int
+    segment: int
+    offset: int
+
+
+class MarkRead(Command, frozen=True):
+    """How far the ledger had read the gateways' journals before the commands that follow: one order of everything.
+
+    With these marks the ledger's own journal tells the order of all journals, so that a view built again is the same.
+    """
+
+    places: tuple[ReadTo, ...]
+
+
+class EndEpoch(Command, frozen=True):
+    """A gateway's epoch is over: its leases return, and what it may still settle is the operator's loss."""
+
+    writer: str
+    epoch: int
+    reason: str
+    at_ns: int
+    closed: bool = False
+    """Its process is gone as well: its journal has nothing more to tell."""
+
+
+AnyCommand = (
+    OpenAccount
+    | SetBudget
+    | AddKey
+    | RevokeKey
+    | DefinePackage
+    | SellGrant
+    | EndGrant
+    | SetEntity
+    | PlaceHold
+    | ExtendHold
+    | Settle
+    | Void
+    | CloseInterval
+    | DescribeSite
+    | GiveLease
+    | MarkRead
+    | EndEpoch
+)
 
 encode_command = msgspec.msgpack.Encoder().encode
 _decoder: msgspec.msgpack.Decoder[AnyCommand] = msgspec.msgpack.Decoder(AnyCommand)

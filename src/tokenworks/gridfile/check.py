@@ -37,6 +37,8 @@ def fill(raw: dict[str, Any]) -> None:
 def check(grid: GridFile) -> None:
     """Raise PlaceError for the first thing that only shows when the tables are read together."""
     exchange = grid.exchange
+    if exchange.store is not None and not exchange.store.startswith(("postgresql://", "postgres://")):
+        raise PlaceError(("exchange", "store"), "is not a PostgreSQL address", 'like "postgresql://host/database"')
     sites = _unique([site.name for site in grid.sites], ("site",), "name")
     _unique([replica.name for replica in grid.replicas], ("replica",), "name")
     models = [replica.model for replica in grid.replicas]

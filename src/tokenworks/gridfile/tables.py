@@ -65,6 +65,7 @@ class Exchange(_Table, frozen=True, kw_only=True):
     """Money: the one currency of the grid (ISO 4217), the first account's budget, rates and prices."""
 
     currency: str = "USD"
+    store: str | None = None
     budget_nano: Money = field(default=10 * units.NANO, name="budget")
     rates: tuple[Rate, ...] = field(default=(), name="rate")
     prices: tuple[Price, ...] = field(default=(), name="price")

@@ -14,7 +14,7 @@ from tokenworks.agents.metrics import Metrics
 from tokenworks.brain.route import Offer, Scales
 from tokenworks.compose import offer
 from tokenworks.core.clock import WallClock
-from tokenworks.core.errors import EngineDown, EngineFailed, ExchangeDown, TokenworksError
+from tokenworks.core.errors import BudgetSpent, EngineDown, EngineFailed, ExchangeDown, TokenworksError
 from tokenworks.core.ids import new_id, new_key
 from tokenworks.core.words import Provenance, Request, Sourced, Usage
 from tokenworks.engine.adapter import Chunk, Completion, Timing
@@ -23,7 +23,19 @@ from tokenworks.engine.replica import ReplicaSpec, came_up, started
 from tokenworks.exchange.desk import Desk
 from tokenworks.exchange.journal import START, Journal, read_from
 from tokenworks.exchange.prices import default_prices
-from tokenworks.exchange.words import Account, AnyCommand, Budget, Directory, Key, PlaceHold, Settle, decode_command
+from tokenworks.exchange.words import (
+    Account,
+    AnyCommand,
+    Budget,
+    Directory,
+    ExtendHold,
+    Key,
+    Lease,
+    PlaceHold,
+    Settle,
+    Settlement,
+    decode_command,
+)
 from tokenworks.power.supply import Supply
 from tokenworks.site.agent import SiteAgent
 from tokenworks.site.words import Site, SliceLoad
@@ -36,8 +48,8 @@ USAGE = Usage(input=7, output=3)
 class Script:
     """An engine that does what the test says, yielding to the loop at every step as a real one would."""
 
-    def __init__(self, fail_at: int | None = None, error: type[BaseException] = EngineFailed) -> None:
-        self.fail_at, self.error = fail_at, error
+    def __init__(self, fail_at: int | None = None, error: type[BaseException] = EngineFailed, chunks: int = 3) -> None:
+        self.fail_at, self.error, self.chunks = fail_at, error, chunks
         self.aborted = 0
         self.asked = 0
 
@@ -59,13 +71,13 @@ class Script:
         return self
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
-        for number in range(1, 4):
+        for number in range(1, self.chunks + 1):
             await asyncio.sleep(0)
             self._step(number)
             yield Chunk(raw=b'data: {"choices": [1]}\n\n', output=True)
         yield Chunk(raw=b'data: {"choices": [], "usage": {}}\n\n', usage=USAGE, usage_only=True)
         await asyncio.sleep(0)
-        self._step(4)
+        self._step(self.chunks + 1)
         yield Chunk(raw=b"data: [DONE]\n\n", done=True)
 
     async def abort(self) -> None:
@@ -106,11 +118,17 @@ class Listener:
 class World:
     """A house over scripted engines, with a real desk, journal and site agent."""
 
-    def __init__(self, folder: Path, scripts: list[Script], limit_nano: int = 10**9) -> None:
-        clock = WallClock()
+    def __init__(
+        self, folder: Path, scripts: list[Script], limit_nano: int = 10**9, leased_nano: int | None = None
+    ) -> None:
+        """The gateway has leased the whole limit, or ``leased_nano`` of it; then it asks this world for the rest."""
+        self.clock = clock = WallClock()
+        self.limit_nano, self.asked = limit_nano, list[dict[str, int]]()
+        self.leased_nano = limit_nano if leased_nano is None else leased_nano
         self.journal = Journal(folder / "journal", "g", 1)
         self.folder = folder / "journal"
-        self.desk = Desk(default_prices("USD"), clock, self.journal)
+        ask = None if leased_nano is None else self._lease
+        self.desk = Desk(default_prices("USD"), clock, self.journal, ask)
         self.desk.learn(
             Directory(
                 accounts=(Account(id="a", name="a", opened_ns=0),),
@@ -121,11 +139,13 @@ class World:
                 keys=(Key(id=KEY_ID, hash=HASH, account="a", budget="leaf", role="user", made_ns=0),),
             )
         )
+        self.desk.identify(KEY)  # so that its counter is there to take a lease
+        self.desk.take([Lease(counter="n:root", window_ns=0, allowance=self.leased_nano)], clock.now_ns())
         self.replicas = {}
         loads = []
         for number, script in enumerate(scripts):
             name = f"r{number}"
-            spec = ReplicaSpec(name=name, model=MODEL, site="s", slice=name, slots=2, context_tokens=512)
+            spec = ReplicaSpec(name=name, model=MODEL, site="s", slice=name, slots=2, context_tokens=4096)
             replica = self.replicas[name] = Replica(spec, clock)
             replica.speaks_through(script)
             replica.turn(started)
@@ -154,6 +174,13 @@ class World:
             new_receipt=lambda: new_id("rcpt", clock.now_ns()),
         )
 
+    async def _lease(self, wanted: dict[str, int], returned: dict[str, int]) -> list[Lease]:
+        """The ledger's answer: what is wanted, as far as the limit goes."""
+        await asyncio.sleep(0)
+        self.asked.append(wanted)
+        self.leased_nano = min(self.limit_nano, self.leased_nano + wanted.get("n:root", 0))
+        return [Lease(counter="n:root", window_ns=0, allowance=self.leased_nano)]
+
     async def serve(self, reply: Listener, **body: object) -> None:
         asked = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, **body}
         await serve(self.house, "chat", KEY, msgspec.json.encode(asked), reply)
@@ -167,7 +194,7 @@ class World:
         settled = [c.settlement.receipt for c in self.commands() if isinstance(c, Settle)]
         assert sorted(holds) == sorted(settled)
         assert self.desk.open_holds == 0
-        assert all(node.held_nano == node.held_ustu == 0 for node in self.desk.budget_nodes())
+        assert all(counter.held == 0 for counter in self.desk.counters())
         assert all(replica.running == 0 for replica in self.replicas.values())
         assert self.agent.known() == len(settled), "an open work was forgotten at its site"
 
@@ -177,10 +204,10 @@ def world(tmp_path: Path) -> Iterator[Callable[..., World]]:
     """Makes worlds and closes their journals."""
     made: list[World] = []
 
-    def make(*scripts: Script, limit_nano: int = 10**9) -> World:
+    def make(*scripts: Script, limit_nano: int = 10**9, leased_nano: int | None = None) -> World:
         folder = tmp_path / str(len(made))
         folder.mkdir()
-        made.append(World(folder, list(scripts), limit_nano))
+        made.append(World(folder, list(scripts), limit_nano, leased_nano))
         return made[-1]
 
     yield make
@@ -293,6 +320,94 @@ async def test_concurrent_requests_cannot_pass_on_one_balance(world: Callable[..
     refused = [result for result in ended if isinstance(result, TokenworksError)]
     assert len(passed) + len(refused) == 20
     assert {error.code for error in refused} <= {"budget_exceeded", "engine_unavailable"}
-    spent = sum(node.spent_nano for node in w.desk.budget_nodes() if node.id == "root")
+    spent = sum(counter.used for counter in w.desk.counters() if counter.id == "n:root")
     assert 0 < spent <= 3 * hold.nano
+    w.check_nothing_is_left()
+
+
+def settlements(world: World) -> list[Settlement]:
+    return [c.settlement for c in world.commands() if isinstance(c, Settle)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_short_lease_is_refilled_and_the_request_served(world: Callable[..., World], stream: bool) -> None:
+    """The gateway has leased nothing yet: it asks the ledger for what the request needs, once, and serves it whole."""
+    w, reply = world(Script(), leased_nano=0), Listener()
+    await w.serve(reply, stream=stream)
+    [asked] = w.asked
+    [hold, settle] = w.commands()
+    assert isinstance(hold, PlaceHold)
+    assert isinstance(settle, Settle)
+    assert asked == {"n:root": hold.nano}
+    assert reply.ended
+    assert b"x-tokenworks-max-tokens" not in reply.headers
+    w.check_nothing_is_left()
+
+
+@pytest.mark.parametrize("steps", range(12))
+async def test_cancelled_while_it_waits_for_a_lease(world: Callable[..., World], steps: int) -> None:
+    """The client leaves while the ledger is asked: nothing is held for it afterwards, and the lease stays usable."""
+    w = world(Script(), leased_nano=0)
+    task = asyncio.create_task(w.serve(Listener(), stream=True))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    w.check_nothing_is_left()
+    await w.serve(Listener())
+    w.check_nothing_is_left()
+
+
+async def test_an_answer_is_cut_to_what_the_budget_affords(world: Callable[..., World]) -> None:
+    """Not enough for what was asked, enough for some tokens: the header says how many, and no more are held."""
+    probe = world(Script())
+    await probe.serve(Listener(), max_tokens=40)
+    [hold, *_] = probe.commands()
+    assert isinstance(hold, PlaceHold)
+    w, reply = world(Script(), limit_nano=hold.nano, leased_nano=0), Listener()
+    await w.serve(reply, max_tokens=999)
+    # "999" is one byte longer than "40", and the input's worst case counts the messages only.
+    assert reply.headers[b"x-tokenworks-max-tokens"] == b"40"
+    [cut, _] = w.commands()
+    assert isinstance(cut, PlaceHold)
+    assert cut.nano <= hold.nano
+    w.check_nothing_is_left()
+    with pytest.raises(BudgetSpent):
+        await world(Script(), limit_nano=hold.nano // 10, leased_nano=0).serve(Listener(), max_tokens=999)
+
+
+async def test_a_long_stream_holds_more_as_it_grows(world: Callable[..., World]) -> None:
+    """Beyond its first slice the hold is extended, from the ledger when the lease is short; nothing is a loss."""
+    w, reply = world(Script(chunks=2_000), leased_nano=0), Listener()
+    await w.serve(reply, stream=True, max_tokens=3_000)
+    hold, *extensions, settle = w.commands()
+    assert isinstance(hold, PlaceHold)
+    assert isinstance(settle, Settle)
+    assert len(extensions) == 2
+    assert all(isinstance(extension, ExtendHold) for extension in extensions)
+    assert settle.settlement.held_nano == hold.nano + sum(e.nano for e in extensions if isinstance(e, ExtendHold))
+    assert settle.settlement.delivery.ending == "complete"
+    assert b"[DONE]" in reply.body
+    w.check_nothing_is_left()
+
+
+async def test_a_budget_that_ends_in_mid_stream_ends_the_stream(world: Callable[..., World]) -> None:
+    """The budget covers the first slice only: an error event, what was delivered is billed as counted, no loss."""
+    probe = world(Script())
+    await probe.serve(Listener(), stream=True, max_tokens=3_000)
+    [hold, *_] = probe.commands()
+    assert isinstance(hold, PlaceHold)
+    script = Script(chunks=2_000)
+    w, reply = world(script, limit_nano=hold.nano, leased_nano=0), Listener()
+    await w.serve(reply, stream=True, max_tokens=3_000)
+    assert b'"budget_exceeded"' in reply.body
+    assert b"[DONE]" not in reply.body
+    assert reply.ended
+    assert script.aborted == 1
+    [settled] = settlements(w)
+    assert settled.delivery.ending == "budget_spent"
+    assert settled.usage == Usage(input=7, output=settled.delivery.chunks, certainty="counted")
+    assert 16 < settled.delivery.chunks <= 1_024
+    assert (settled.loss_nano, settled.loss_ustu) == (0, 0)
+    assert 0 < settled.nano <= hold.nano
     w.check_nothing_is_left()

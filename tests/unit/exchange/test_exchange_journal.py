@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -14,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenworks.core.errors import DataDirError, ExchangeDown
-from tokenworks.exchange import journal as module
-from tokenworks.exchange.journal import START, Journal, Position, read_from, segment_path
+from tokenworks.exchange.journal import START, Journal, Position, read_from, reading, segment_path
+from tokenworks.exchange.journal import journal as writer
 
 RECORDS = [b"first", b"\x00" * 9, b"a longer third record", b"4"]
 
@@ -43,13 +44,13 @@ def everything(folder: Path, position: Position = START) -> list[bytes]:
 
 @settings(deadline=None, max_examples=25)
 @given(
-    st.lists(st.binary(min_size=1, max_size=120), max_size=25), st.integers(30, 400), st.sampled_from([1 << 20, 250])
+    st.lists(st.binary(min_size=1, max_size=120), max_size=25), st.integers(30, 400), st.sampled_from([1 << 20, 450])
 )
 def test_what_was_appended_is_read_from_every_position(records: list[bytes], segment: int, read: int) -> None:
     """Over segments and bounded reads, each record comes once and in order, and any position is a place to go on."""
     with tempfile.TemporaryDirectory() as parent, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "SEGMENT_BYTES_MAX", segment)
-        patch.setattr(module, "READ_BYTES_MAX", read)
+        patch.setattr(writer, "SEGMENT_BYTES_MAX", segment)
+        patch.setattr(reading, "READ_BYTES_MAX", read)
         folder = Path(parent) / "j"
         positions = write(folder, records)
         assert everything(folder) == records
@@ -62,7 +63,7 @@ def test_what_was_appended_is_read_from_every_position(records: list[bytes], seg
 
 def test_a_reader_follows_a_writer_across_segments(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that asks after every append gets exactly the new record, also when a new segment has begun."""
-    monkeypatch.setattr(module, "SEGMENT_BYTES_MAX", 100)
+    monkeypatch.setattr(writer, "SEGMENT_BYTES_MAX", 100)
     journal = Journal(folder, "w", 1)
     position = START
     assert list(read_from(folder, position)) == []
@@ -120,7 +121,7 @@ def test_a_lost_or_moved_record_is_found(folder: Path) -> None:
 
 def test_a_lost_segment_ends_the_reading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The header of a segment carries the chain, so a segment cannot be taken away or exchanged unseen."""
-    monkeypatch.setattr(module, "SEGMENT_BYTES_MAX", 1)
+    monkeypatch.setattr(writer, "SEGMENT_BYTES_MAX", 1)
     write(folder, RECORDS)
     assert everything(folder) == RECORDS
     assert len(list(folder.iterdir())) == 1 + len(RECORDS)
@@ -222,7 +223,7 @@ def test_a_segment_that_cannot_be_opened_refuses_the_record_and_is_tried_again(
     folder: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk at the change of segments leaves no half segment in the way."""
-    monkeypatch.setattr(module, "SEGMENT_BYTES_MAX", 1)
+    monkeypatch.setattr(writer, "SEGMENT_BYTES_MAX", 1)
     journal.append(b"before")
     for count in (0, 3, 10):
         with monkeypatch.context() as patch:
@@ -239,16 +240,22 @@ def test_a_failed_sync_at_the_change_of_segments_is_counted(
     folder: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that fails to sync shows in a counter wherever it happens; an append raises ExchangeDown or works."""
-    monkeypatch.setattr(module, "SEGMENT_BYTES_MAX", 1)
+    monkeypatch.setattr(writer, "SEGMENT_BYTES_MAX", 1)
+    acknowledged = []
 
     def broken(fd: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fdatasync", broken)
-    journal.append(b"one")
-    journal.append(b"two")
-    assert journal.sync_failures > 0
-    assert everything(folder) == [b"one", b"two"]
+    for record in (b"one", b"two", b"three"):
+        with contextlib.suppress(ExchangeDown):
+            journal.append(record)
+            acknowledged.append(record)
+    assert journal.sync_failures == 1
+    assert everything(folder) == acknowledged == [b"one"]
+    with pytest.raises(ExchangeDown, match="failed to sync") as caught:
+        journal.append(b"four")
+    assert caught.value.hint == "check the disk, then restart: a new journal begins"
 
 
 def test_a_folder_has_one_journal_for_ever(folder: Path, journal: Journal) -> None:
@@ -271,7 +278,7 @@ def test_bounds_and_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """Empty and oversized records are mistakes of the caller; a closed journal takes nothing; closing twice is fine."""
     journal = Journal(folder, "w", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "RECORD_BYTES_MAX", 10)
+        patch.setattr(writer, "RECORD_BYTES_MAX", 10)
         for wrong in (b"", b"x" * 11):
             with pytest.raises(ValueError, match="1 to 10 bytes"):
                 journal.append(wrong)

@@ -2,11 +2,16 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenworks.core.errors import BadQuantity, NotFound
 from tokenworks.core.words import BUCKETS, Amount, Usage
-from tokenworks.exchange.prices import Prices, default_prices, with_lines
+from tokenworks.exchange.cards import Card, PriceBook, PriceLine, RateCard, RateLine, read_cards, sign_card, verify_card
+from tokenworks.exchange.prices import PriceList, Prices, Rater, default_prices, shipped_prices, with_lines
 
 TEXT = ("input", "cached_input", "cache_write", "output", "reasoning")
 line = st.fixed_dictionaries({bucket: st.integers(0, 10**9) for bucket in TEXT})
@@ -119,3 +124,206 @@ def test_a_bucket_that_a_line_leaves_out_costs_what_stands_in_for_it() -> None:
     laid = with_lines(default_prices("USD"), {"m": line}, {"m": line}, "grid")
     for bucket, rate in (("cached_input", 7), ("cache_write", 8), ("reasoning", 9), ("image", 7)):
         assert laid.price("m", usage({bucket: 1_000_000})) == Amount(ustu=rate * 1_000_000, nano=rate)
+
+
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+PUBLIC = KEY.public_key().public_bytes_raw().hex()
+
+
+def rate_card(version: str, effective_ns: int, rate: int) -> RateCard:
+    lines = (RateLine(model="*", ustu=dict.fromkeys(BUCKETS, rate)),)
+    return RateCard(version=version, series="own", effective_ns=effective_ns, reference_class="c", lines=lines)
+
+
+def price_book(
+    version: str, effective_ns: int, *lines: PriceLine, kind: str = "own", currency: str = "USD"
+) -> PriceBook:
+    return msgspec.convert(
+        {
+            "type": "price_book",
+            "version": version,
+            "series": f"{kind}-{currency}",
+            "effective_ns": effective_ns,
+            "currency": currency,
+            "kind": kind,
+            "source": "somebody, 2026-11",
+            "lines": [msgspec.to_builtins(line) for line in lines],
+        },
+        PriceBook,
+    )
+
+
+requests = st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("mn"), counts), max_size=30)
+
+
+@given(line, line, requests)
+def test_a_periods_total_is_quantity_times_price(
+    rates: dict[str, int], prices: dict[str, int], asked: list[tuple[str, str, dict[str, int]]]
+) -> None:
+    """After every request each account's money per line is the floor of the exact sum; standard tokens are exact."""
+    rater = Rater(card(rates, prices))
+    money: dict[tuple[str, str], int] = {}
+    exact: dict[tuple[str, str], Fraction] = {}
+    for account, model, used in asked:
+        ustu, nano = rater.rate(account, model, usage(used))
+        assert ustu == sum(used[bucket] * rates[bucket] for bucket in TEXT)
+        key = account, model
+        money[key] = money.get(key, 0) + nano
+        exact[key] = exact.get(key, Fraction()) + Fraction(sum(used[b] * prices[b] for b in TEXT), 1_000_000)
+        assert money[key] == exact[key].numerator // exact[key].denominator
+        worst = rater.prices.worst(model, used["input"] + used["cached_input"] + used["cache_write"], 2 * 10**6)
+        assert worst.nano >= nano
+
+
+@given(line, line, st.lists(counts, max_size=20), st.integers(0, 1000))
+def test_what_grants_cover_is_not_charged(
+    rates: dict[str, int], prices: dict[str, int], asked: list[dict[str, int]], covered_permille: int
+) -> None:
+    """Money follows the uncovered share of the standard tokens, below its exact sum by less than one nano."""
+    rater, charged, exact = Rater(card(rates, prices)), 0, Fraction()
+    for used in asked:
+        ustu = sum(used[bucket] * rates[bucket] for bucket in TEXT)
+        covered = ustu * covered_permille // 1000
+        charged += rater.rate("a", "m", usage(used), covered_ustu=covered)[1]
+        whole = Fraction(sum(used[b] * prices[b] for b in TEXT), 1_000_000)
+        exact += whole * (ustu - covered) / ustu if ustu else whole
+    assert 0 <= exact - charged < 1 + Fraction(len(asked), 1_000_000)
+
+
+def test_remainders_are_bounded_and_dropping_one_favours_the_customer() -> None:
+    """The one unused for longest goes first; its account loses nothing, the operator less than a nano."""
+    rater = Rater(card(dict.fromkeys(TEXT, 1), dict.fromkeys(TEXT, 600_000)), remembered_max=2)
+    one = Usage(input=1)
+    assert [rater.rate(account, "m", one)[1] for account in "aab"] == [0, 1, 0]
+    assert [rater.rate(account, "m", one)[1] for account in "cca"] == [0, 1, 0]
+    assert len(rater) == 2
+
+
+def test_a_class_has_its_own_prices_and_falls_back_to_the_standard() -> None:
+    """Class and tier, then tier, then class, then standard; a model's own line before the one of any model."""
+
+    def priced(model: str, price: int, price_class: str = "standard", tier: str = "standard") -> PriceLine:
+        return PriceLine(
+            model=model, nano_per_mtok=dict.fromkeys(TEXT, price * 10**6), price_class=price_class, tier=tier
+        )
+
+    book = price_book(
+        "1",
+        0,
+        priced("*", 10),
+        priced("m", 9),
+        priced("m", 7, "business"),
+        priced("*", 5, tier="batch"),
+        priced("m", 3, "business", "batch"),
+    )
+    prices = PriceList(currency="USD", cards=(rate_card("1", 0, 1),), books=(book,)).at(0)
+    one = Usage(output=1)
+    wanted = [
+        ("m", "standard", "standard", 9),
+        ("n", "standard", "standard", 10),
+        ("m", "business", "standard", 7),
+        ("n", "business", "standard", 10),
+        ("m", "business", "batch", 3),
+        ("n", "business", "batch", 5),
+        ("m", "unheard-of", "batch", 5),
+        ("m", "unheard-of", "standard", 9),
+        ("m", "business", "unheard-of", 7),
+    ]
+    for model, price_class, tier, nano in wanted:
+        assert prices.price(model, one, price_class, tier).nano == nano, (model, price_class, tier)
+        assert prices.worst(model, 0, 1, price_class, tier).nano == nano
+        assert prices.line(model, price_class, tier)["output"] == (1, nano * 10**6)
+
+
+def test_cards_and_books_follow_each_other_in_time() -> None:
+    """Each holds from its own date until the next of its series; what was rated keeps its version."""
+    one = Usage(input=1)
+    first = PriceLine(model="*", nano_per_mtok={"input": 10**6})
+    second = PriceLine(model="*", nano_per_mtok={"input": 2 * 10**6})
+    prices = PriceList(
+        currency="USD",
+        cards=(rate_card("r2", 50, 6), rate_card("r1", 10, 5)),
+        books=(price_book("p1", 20, first), price_book("p2", 60, second)),
+    )
+    seen = [(at, (p := prices.at(at)).rate_card, p.price_book, p.price("m", one)) for at in (10, 20, 49, 50, 60)]
+    assert [row[1:3] for row in seen] == [("r1", "none"), ("r1", "p1"), ("r1", "p1"), ("r2", "p1"), ("r2", "p2")]
+    assert [(row[3].ustu, row[3].nano) for row in seen] == [(5, 0), (5, 1), (5, 1), (6, 1), (6, 2)]
+    assert [prices.next_change_ns(at) for at in (0, 10, 49, 60)] == [10, 20, 50, None]
+    with pytest.raises(NotFound):
+        prices.at(9)
+
+
+def test_a_version_is_never_reused() -> None:
+    """Two cards of one version, or two of one series from one date, would make a receipt ambiguous."""
+    for twin in (rate_card("1", 5, 1), rate_card("2", 0, 1)):
+        with pytest.raises(BadQuantity):
+            PriceList(currency="USD", cards=(rate_card("1", 0, 1), twin))
+
+
+def test_list_prices_are_shown_and_never_charged() -> None:
+    """Others' prices stand beside in their own currency; only those that price the model in and out compare."""
+    whole = PriceLine(model="*", nano_per_mtok={"input": 4 * 10**9, "output": 8 * 10**9})
+    half = PriceLine(model="m", nano_per_mtok={"input": 1})
+    books = (
+        price_book("1", 0, whole, kind="list", currency="CNY"),
+        price_book("1", 0, half, kind="list", currency="EUR"),
+        price_book("1", 99, whole, kind="list", currency="JPY"),
+    )
+    prices = PriceList(currency="USD", cards=(rate_card("1", 0, 1),), books=books)
+    usage_ = Usage(input=1000, cached_input=1000, output=500)
+    assert prices.at(5).price("m", usage_).nano == 0
+    (only,) = prices.compare("m", usage_, 5)
+    assert (only.currency, only.nano, only.source) == ("CNY", 12_000_000, "somebody, 2026-11")
+    assert [found.series for found in shipped_prices("USD").compare("m", usage_, 2**62)] == [
+        "china-telecom-developer",
+        "china-telecom-personal",
+    ]
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6))
+def test_a_signature_holds_for_exactly_one_card(rate: int, other: int) -> None:
+    """The same card read back verifies; another figure, another key or no signature does not."""
+    cards: list[Card] = [
+        rate_card("1", 0, rate),
+        price_book("1", 0, PriceLine(model="*", nano_per_mtok={"output": rate, "input": other})),
+    ]
+    for card_ in cards:
+        signature = sign_card(card_, KEY)
+        back = msgspec.json.decode(msgspec.json.encode(card_), type=type(card_))
+        assert verify_card(back, signature, PUBLIC)
+        assert not verify_card(msgspec.structs.replace(card_, version="2"), signature, PUBLIC)
+        assert not verify_card(card_, None, PUBLIC)
+        assert not verify_card(card_, signature, "00" * 32)
+        assert not verify_card(card_, msgspec.structs.replace(signature, signature="no hex"), PUBLIC)
+        assert not verify_card(card_, sign_card(msgspec.structs.replace(card_, series="x"), KEY), PUBLIC)
+
+
+def test_what_ships_is_unsigned_and_says_so() -> None:
+    """Defaults are nobody's promise; every book names its source."""
+    shipped = shipped_prices("USD")
+    assert shipped.signatures == {}
+    assert all(book.source for book in shipped.books)
+    assert {book.kind for book in shipped.books} == {"own", "list"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("2026-11-01T00:00:00Z", "2026-11-01"), ('"0.08"', '"0.0000001"'), ('"0.40"', '"-0.40"'), ('"4"', '"-4"')],
+)
+def test_a_price_list_that_cannot_be_booked_is_refused(old: str, new: str) -> None:
+    """A date without a zone, a rate below a micro-STU, a negative price or rate."""
+    text = (
+        "[[card]]\nversion='1'\nseries='s'\neffective=2026-11-01T00:00:00Z\nreference_class='c'\n"
+        '[[card.line]]\nmodel="*"\ninput="0.08"\noutput="4"\n'
+        "[[book]]\nversion='1'\nseries='s'\neffective=2026-11-01T00:00:00Z\ncurrency='USD'\nkind='own'\nsource='x'\n"
+        '[[book.line]]\nmodel="*"\noutput="0.40"\n'
+    )
+    assert read_cards(text)
+    with pytest.raises(BadQuantity):
+        read_cards(text.replace(old, new))
+
+
+def test_prices_travel_as_words() -> None:
+    """The working tables are no part of the word: it compares and travels by what it says."""
+    prices = default_prices("USD")
+    assert msgspec.json.decode(msgspec.json.encode(prices), type=Prices) == prices

@@ -1,3 +1,46 @@
+-- name: has_meta
+SELECT 1 FROM sqlite_schema WHERE name = 'meta';
+
+-- name: schema
+SELECT value FROM meta WHERE key = 'schema';
+
+-- name: save_schema
+INSERT INTO meta VALUES ('schema', :value) ON CONFLICT (key) DO UPDATE SET value = excluded.value;
+
+-- name: all_accounts
+SELECT doc FROM account ORDER BY id;
+
+-- name: all_budgets
+SELECT doc, spent_ustu, spent_nano FROM budget ORDER BY id;
+
+-- name: all_keys
+SELECT doc FROM api_key ORDER BY id;
+
+-- name: all_holds
+SELECT doc FROM hold ORDER BY receipt;
+
+-- name: all_sites
+SELECT doc FROM site ORDER BY since_ns, name;
+
+-- name: all_balances
+SELECT book, account, amount FROM balance ORDER BY book, account;
+
+-- name: interval_ends
+SELECT site, max(end_ns) FROM interval GROUP BY site ORDER BY site;
+
+-- name: sources
+SELECT writer, epoch, segment, "offset", crc, dead FROM source ORDER BY writer, epoch;
+
+-- name: holds_of
+SELECT receipt FROM hold WHERE writer = :writer AND epoch = :epoch ORDER BY receipt;
+
+-- name: settled_among
+SELECT id FROM receipt WHERE id IN (SELECT value FROM json_each(:ids)) ORDER BY id;
+
+-- name: ended_among
+SELECT DISTINCT receipt FROM energy_line
+WHERE ended = 1 AND receipt IN (SELECT value FROM json_each(:ids)) ORDER BY receipt;
+
 -- name: save_account
 INSERT INTO account VALUES (:id, :doc) ON CONFLICT (id) DO UPDATE SET doc = excluded.doc;
 
@@ -12,8 +55,8 @@ INSERT INTO api_key VALUES (:id, :doc) ON CONFLICT (id) DO UPDATE SET doc = excl
 INSERT INTO site VALUES (:name, :since_ns, :doc) ON CONFLICT (name, since_ns) DO UPDATE SET doc = excluded.doc;
 
 -- name: save_hold
--- The same hold word for word is the same hold; another one was refused by the ledger.
-INSERT INTO hold VALUES (:receipt, :writer, :epoch, :doc) ON CONFLICT DO NOTHING;
+-- The same hold word for word is the same hold, and of the writer that placed it first; only its document can grow.
+INSERT INTO hold VALUES (:receipt, :writer, :epoch, :doc) ON CONFLICT (receipt) DO UPDATE SET doc = excluded.doc;
 
 -- name: drop_hold
 DELETE FROM hold WHERE receipt = :receipt;
@@ -39,14 +82,11 @@ INSERT INTO energy_line VALUES (:receipt, :site, :start_ns, :energy_mj, :energy_
 -- name: mark_metered
 UPDATE receipt SET metered = 1 WHERE id = :receipt;
 
--- name: ended_energy
--- A work can be metered before its settlement arrives from another journal.
-SELECT 1 FROM energy_line WHERE receipt = :receipt AND ended = 1 LIMIT 1;
-
 -- name: save_position
-INSERT INTO source (writer, epoch, segment, offset, crc, dead) VALUES (:writer, :epoch, :segment, :offset, :crc, :dead)
+INSERT INTO source (writer, epoch, segment, "offset", crc, dead)
+VALUES (:writer, :epoch, :segment, :offset, :crc, :dead)
 ON CONFLICT (writer, epoch) DO UPDATE
-SET segment = excluded.segment, offset = excluded.offset, crc = excluded.crc, dead = excluded.dead;
+SET segment = excluded.segment, "offset" = excluded."offset", crc = excluded.crc, dead = excluded.dead;
 
 -- name: save_anomaly
 INSERT INTO anomaly (writer, epoch, reason, record) VALUES (:writer, :epoch, :reason, :record);
@@ -64,43 +104,49 @@ FROM energy_line WHERE receipt = :id;
 
 -- name: receipt_intervals
 SELECT i.doc FROM energy_line AS e JOIN interval AS i ON i.site = e.site AND i.start_ns = e.start_ns
-WHERE e.receipt = :id ORDER BY i.start_ns;
+WHERE e.receipt = :id ORDER BY i.start_ns, i.site;
 
 -- name: recent_receipts
-SELECT id FROM receipt WHERE (:account IS NULL OR account = :account) ORDER BY at_ns DESC LIMIT :limit;
+SELECT id FROM receipt WHERE (CAST(:account AS TEXT) IS NULL OR account = :account)
+ORDER BY at_ns DESC, id DESC LIMIT :limit;
 
 -- name: site_facts
 SELECT doc FROM site WHERE name = :name AND since_ns <= :at_ns ORDER BY since_ns DESC LIMIT 1;
 
 -- name: unmetered
-SELECT doc FROM receipt WHERE metered = 0 ORDER BY at_ns LIMIT :limit;
+SELECT doc FROM receipt WHERE metered = 0 ORDER BY at_ns, id LIMIT :limit;
 
 -- name: book_sums
-SELECT book, sum(amount), count(*) FROM entry GROUP BY book;
+SELECT book, sum(amount), count(*) FROM entry GROUP BY book ORDER BY book;
 
 -- name: wrong_balances
 SELECT book, account, total, amount FROM (
   SELECT book, account, sum(amount) AS total FROM entry GROUP BY book, account
-) LEFT JOIN balance USING (book, account) WHERE total IS NOT amount
+) AS lines LEFT JOIN balance USING (book, account) WHERE total IS DISTINCT FROM amount
 UNION ALL
 SELECT book, account, NULL, amount FROM balance
 WHERE amount <> 0 AND NOT EXISTS (SELECT 1 FROM entry AS e WHERE e.book = balance.book AND e.account = balance.account)
-LIMIT 20;
+ORDER BY 1, 2 LIMIT 20;
 
 -- name: wrong_transactions
-SELECT txn, book, sum(amount) AS total FROM entry GROUP BY txn, book HAVING total <> 0 LIMIT 20;
+SELECT txn, book, sum(amount) FROM entry GROUP BY txn, book HAVING sum(amount) <> 0 ORDER BY txn, book LIMIT 20;
 
 -- name: receipt_sums
 SELECT account, sum(ustu - loss_ustu), sum(nano - loss_nano), sum(loss_ustu), sum(loss_nano), count(*)
-FROM receipt GROUP BY account;
+FROM receipt GROUP BY account ORDER BY account;
 
 -- name: wrong_receipts
+-- Compared as text, so that "5.0" or "5x" is not a 5.
 SELECT id FROM receipt
-WHERE (doc ->> '$.receipt', doc ->> '$.account', doc ->> '$.ustu', doc ->> '$.nano', doc ->> '$.loss_ustu',
-       doc ->> '$.loss_nano') IS NOT (id, account, ustu, nano, loss_ustu, loss_nano) LIMIT 20;
+WHERE doc ->> 'receipt' IS DISTINCT FROM id OR doc ->> 'account' IS DISTINCT FROM account
+   OR CAST(doc ->> 'ustu' AS TEXT) IS DISTINCT FROM CAST(ustu AS TEXT)
+   OR CAST(doc ->> 'nano' AS TEXT) IS DISTINCT FROM CAST(nano AS TEXT)
+   OR CAST(doc ->> 'loss_ustu' AS TEXT) IS DISTINCT FROM CAST(loss_ustu AS TEXT)
+   OR CAST(doc ->> 'loss_nano' AS TEXT) IS DISTINCT FROM CAST(loss_nano AS TEXT)
+ORDER BY id LIMIT 20;
 
 -- name: energy_line_sums
-SELECT site, sum(energy_mj) FROM energy_line GROUP BY site;
+SELECT site, sum(energy_mj) FROM energy_line GROUP BY site ORDER BY site;
 
 -- name: balances
 SELECT book, account, amount FROM balance WHERE amount <> 0 ORDER BY book, account;
@@ -113,7 +159,7 @@ SELECT count(*), sum(tokens), sum(output), sum(ustu), sum(nano), sum(loss_nano),
 WHERE at_ns >= :since_ns;
 
 -- name: cake_intervals
-SELECT doc FROM interval WHERE end_ns > :since_ns ORDER BY start_ns LIMIT :limit;
+SELECT doc FROM interval WHERE end_ns > :since_ns ORDER BY start_ns, site LIMIT :limit;
 
 -- name: cake_lines
 SELECT sum(energy_mj), sum(energy_nano), sum(overhead_mj), sum(overhead_nano), sum(carbon_ug), sum(slice_ns),
@@ -127,4 +173,108 @@ SELECT (SELECT count(*) FROM receipt), (SELECT count(*) FROM hold), (SELECT coun
 SELECT coalesce(max(txn), 0) FROM entry;
 
 -- name: budget_sums
-SELECT doc ->> '$.budget', sum(ustu - loss_ustu), sum(nano - loss_nano) FROM receipt GROUP BY 1;
+SELECT doc ->> 'budget', sum(ustu - loss_ustu), sum(nano - loss_nano) FROM receipt GROUP BY 1 ORDER BY 1;
+
+-- name: save_package
+INSERT INTO package (code, doc) VALUES (:code, :doc) ON CONFLICT (code) DO UPDATE SET doc = excluded.doc;
+
+-- name: save_entity
+INSERT INTO entity (name, doc) VALUES (:name, :doc) ON CONFLICT (name) DO UPDATE SET doc = excluded.doc;
+
+-- name: save_grant
+INSERT INTO sold_grant (id, account, used_ustu, ended_ns, doc) VALUES (:id, :account, :used_ustu, :ended_ns, :doc)
+ON CONFLICT (id) DO UPDATE SET used_ustu = excluded.used_ustu, ended_ns = excluded.ended_ns, doc = excluded.doc;
+
+-- name: save_tally
+INSERT INTO tally (budget, window_ns, window_ustu, window_nano, carved_ustu, carved_nano)
+VALUES (:budget, :window_ns, :window_ustu, :window_nano, :carved_ustu, :carved_nano)
+ON CONFLICT (budget) DO UPDATE SET window_ns = excluded.window_ns, window_ustu = excluded.window_ustu,
+  window_nano = excluded.window_nano, carved_ustu = excluded.carved_ustu, carved_nano = excluded.carved_nano;
+
+-- name: save_lease
+INSERT INTO lease (writer, epoch, counter, window_ns, allowance, used)
+VALUES (:writer, :epoch, :counter, :window_ns, :allowance, :used)
+ON CONFLICT (writer, epoch, counter) DO UPDATE
+SET window_ns = excluded.window_ns, allowance = excluded.allowance, used = excluded.used;
+
+-- name: drop_leases
+DELETE FROM lease WHERE writer = :writer AND epoch = :epoch;
+
+-- name: all_packages
+SELECT doc FROM package ORDER BY code;
+
+-- name: all_grants
+SELECT doc FROM sold_grant ORDER BY id;
+
+-- name: all_entities
+SELECT doc FROM entity ORDER BY name;
+
+-- name: all_tallies
+SELECT budget, window_ns, window_ustu, window_nano, carved_ustu, carved_nano FROM tally ORDER BY budget;
+
+-- name: all_leases
+SELECT writer, epoch, counter, window_ns, allowance, used FROM lease ORDER BY writer, epoch, counter;
+
+-- name: all_receipts
+SELECT doc FROM receipt ORDER BY id;
+
+-- name: burns
+SELECT doc ->> 'burned' FROM receipt WHERE doc ->> 'burned' <> '[]';
+
+-- name: save_leaf
+INSERT INTO log_leaf (position, receipt, kind, doc) VALUES (:position, :receipt, :kind, :doc);
+
+-- name: save_node
+INSERT INTO log_node (level, place, hash) VALUES (:level, :place, :hash);
+
+-- name: save_log_account
+INSERT INTO log_account (account, seq, ustu, nano) VALUES (:account, :seq, :ustu, :nano)
+ON CONFLICT (account) DO UPDATE SET seq = excluded.seq, ustu = excluded.ustu, nano = excluded.nano;
+
+-- name: save_checkpoint
+INSERT INTO log_checkpoint (size, at_ns, note) VALUES (:size, :at_ns, :note)
+ON CONFLICT (size) DO UPDATE SET at_ns = excluded.at_ns, note = excluded.note;
+
+-- name: log_size
+SELECT coalesce(max(position) + 1, 0) FROM log_leaf;
+
+-- name: log_node
+SELECT hash FROM log_node WHERE level = :level AND place = :place;
+
+-- name: log_account
+SELECT seq, ustu, nano FROM log_account WHERE account = :account;
+
+-- name: leaves_of
+SELECT position, receipt, kind, doc FROM log_leaf WHERE receipt = :receipt ORDER BY position;
+
+-- name: last_checkpoint
+SELECT note FROM log_checkpoint ORDER BY size DESC LIMIT 1;
+
+-- name: sold_page
+SELECT r.id, r.doc, e.energy_mj, e.carbon_ug FROM receipt AS r LEFT JOIN (
+  SELECT receipt, sum(energy_mj + overhead_mj) AS energy_mj, sum(carbon_ug) AS carbon_ug FROM energy_line GROUP BY receipt
+) AS e ON e.receipt = r.id
+WHERE r.id > :after AND (CAST(:account AS TEXT) IS NULL OR r.account = :account)
+  AND r.at_ns >= :since_ns AND r.at_ns < :until_ns ORDER BY r.id LIMIT :limit;
+
+-- name: entry_page
+SELECT seq, txn, book, account, amount, at_ns FROM entry
+WHERE seq > :seq AND at_ns >= :since_ns AND at_ns < :until_ns ORDER BY seq LIMIT :limit;
+
+-- name: owed_change
+SELECT coalesce(sum(amount), 0) FROM entry
+WHERE book = 'money' AND account = :account AND at_ns >= :since_ns AND at_ns < :until_ns;
+
+-- name: save_served
+INSERT INTO served (receipt, entity, at_ns, ustu, nano, fee_nano)
+VALUES (:receipt, :entity, :at_ns, :ustu, :nano, :fee_nano);
+
+-- name: served
+SELECT receipt, entity, ustu, nano, fee_nano FROM served
+WHERE at_ns >= :since_ns AND at_ns < :until_ns ORDER BY receipt;
+
+-- name: currency
+SELECT doc ->> 'currency' FROM receipt ORDER BY id DESC LIMIT 1;
+
+-- name: log_leaves_sample
+SELECT position, doc FROM log_leaf ORDER BY position LIMIT :limit;

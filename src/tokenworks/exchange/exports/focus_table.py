@@ -1,0 +1,148 @@
+"""The table that a FOCUS 1.2 dataset is: its columns, the rows that are not usage, and its file formats."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+from collections.abc import Iterable
+from decimal import Decimal
+from typing import Any
+
+from tokenworks.core.errors import BadRequest
+from tokenworks.core.units import NS_PER_S
+from tokenworks.exchange.exports.sold import Credit, Purchase, decimal, invoice_id, iso, month_of
+
+Row = dict[str, str | None]
+COLUMNS = (
+    *("AvailabilityZone", "BilledCost", "BillingAccountId", "BillingAccountName", "BillingAccountType"),
+    *("BillingCurrency", "BillingPeriodEnd", "BillingPeriodStart", "CapacityReservationId"),
+    *("CapacityReservationStatus", "ChargeCategory", "ChargeClass", "ChargeDescription", "ChargeFrequency"),
+    *("ChargePeriodEnd", "ChargePeriodStart", "CommitmentDiscountCategory", "CommitmentDiscountId"),
+    *("CommitmentDiscountName", "CommitmentDiscountQuantity", "CommitmentDiscountStatus", "CommitmentDiscountType"),
+    *("CommitmentDiscountUnit", "ConsumedQuantity", "ConsumedUnit", "ContractedCost", "ContractedUnitPrice"),
+    *("EffectiveCost", "InvoiceId", "InvoiceIssuerName", "ListCost", "ListUnitPrice", "PricingCategory"),
+    *("PricingCurrency", "PricingCurrencyContractedUnitPrice", "PricingCurrencyEffectiveCost"),
+    *("PricingCurrencyListUnitPrice", "PricingQuantity", "PricingUnit", "ProviderName", "PublisherName", "RegionId"),
+    *("RegionName", "ResourceId", "ResourceName", "ResourceType", "ServiceCategory", "ServiceName"),
+    *("ServiceSubcategory", "SkuId", "SkuMeter", "SkuPriceDetails", "SkuPriceId", "SubAccountId", "SubAccountName"),
+    *("SubAccountType", "Tags"),
+)
+OWN_COLUMNS = (
+    *("x_Model", "x_UsageBucket", "x_STU", "x_Requests", "x_EnergyMj", "x_CarbonUg", "x_Receipt", "x_Entity"),
+    *("x_RateCard", "x_PriceBook", "x_PriceClass"),
+)
+DECIMALS = {name for name in COLUMNS if name.endswith(("Cost", "Quantity", "UnitPrice"))}
+METERS = {
+    "input": "Input Tokens",
+    "cached_input": "Cached Input Tokens",
+    "cache_write": "Cache Write Tokens",
+    "output": "Output Tokens",
+    "reasoning": "Reasoning Tokens",
+    "image": "Image Tokens",
+    "audio": "Audio Tokens",
+    "video": "Video Tokens",
+}
+PRICED_IN = (
+    "PricingCurrency",
+    "PricingCurrencyEffectiveCost",
+    "PricingCurrencyContractedUnitPrice",
+    "PricingCurrencyListUnitPrice",
+)
+"""What the price was made in: the billing currency, or STU where packages paid."""
+NANO_DIGITS, STU_DIGITS, EXACT_DIGITS = 9, 6, 15
+"""Digits: of money, of STU and of millions of tokens, and of their product."""
+
+
+def base_row(provider: str, account: str, account_name: str, currency: str, at_ns: int) -> Row:
+    """What all rows have; every other column is null until said."""
+    month = month_of(at_ns)
+    return dict.fromkeys((*COLUMNS, *OWN_COLUMNS)) | {
+        "BillingAccountId": account,
+        "BillingAccountName": account_name,
+        "BillingAccountType": "Account",
+        "BillingCurrency": currency,
+        "BillingPeriodStart": iso(month[0]),
+        "BillingPeriodEnd": iso(month[1]),
+        "InvoiceId": invoice_id(account, at_ns),
+        "InvoiceIssuerName": provider,
+        "ProviderName": provider,
+        "PublisherName": provider,
+        "ServiceCategory": "AI and Machine Learning",
+        "ServiceSubcategory": "Generative AI",
+        "ServiceName": "Tokens",
+    }
+
+
+def purchase_row(bought: Purchase, provider: str) -> Row:
+    """A package sold: billed whole; its cost takes effect with the usage that it pays."""
+    price = decimal(bought.price_nano, NANO_DIGITS)
+    end_ns = month_of(bought.effective_ns)[1] if bought.expires_ns is None else bought.expires_ns
+    return (
+        base_row(provider, bought.account, bought.account_name, bought.currency, bought.at_ns)
+        | dict.fromkeys(("BilledCost", "ListCost", "ContractedCost", "ListUnitPrice", "ContractedUnitPrice"), price)
+        | dict(zip(PRICED_IN, (bought.currency, "0", price, price), strict=True))
+        | {
+            "EffectiveCost": "0",
+            "ChargeCategory": "Purchase",
+            "ChargeDescription": f"Package {bought.package}",
+            "ChargeFrequency": "One-Time",
+            "ChargePeriodStart": iso(bought.effective_ns),
+            "ChargePeriodEnd": iso(end_ns),
+            "PricingCategory": "Standard",
+            "PricingQuantity": "1",
+            "PricingUnit": "Packages",
+            "SkuId": f"package/{bought.package}",
+            "SkuPriceId": f"package/{bought.package}/{bought.id}",
+            "x_STU": decimal(bought.size_ustu, STU_DIGITS),
+        }
+    )
+
+
+def credit_row(credit: Credit, provider: str) -> Row:
+    """Money given back: a negative charge that belongs to no other."""
+    given = decimal(-credit.nano, NANO_DIGITS)
+    return (
+        base_row(provider, credit.account, credit.account_name, credit.currency, credit.at_ns)
+        | dict.fromkeys(("BilledCost", "EffectiveCost", "ListCost", "ContractedCost"), given)
+        | dict(zip(PRICED_IN, (credit.currency, given, None, None), strict=True))
+        | {
+            "ChargeCategory": "Credit",
+            "ChargeDescription": credit.reason,
+            "ChargeFrequency": "One-Time",
+            "ChargePeriodStart": iso(credit.at_ns),
+            "ChargePeriodEnd": iso(credit.at_ns + NS_PER_S),
+        }
+    )
+
+
+def csv_text(found: Iterable[Row]) -> str:
+    """Rows as CSV with a header; null is an empty field."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, (*COLUMNS, *OWN_COLUMNS), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    return out.getvalue()
+
+
+def parquet(found: Iterable[Row]) -> bytes:
+    """Rows as a Parquet file, costs as decimal128(38, 15). Raises BadRequest where pyarrow is not installed."""
+    try:
+        arrow: Any = importlib.import_module("pyarrow")
+        files: Any = importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise BadRequest(
+            "Parquet needs pyarrow, which is not installed", hint="pip install pyarrow, or export CSV"
+        ) from None
+    table = list(found)
+    columns = {}
+    for name in (*COLUMNS, *OWN_COLUMNS):
+        values = [row[name] for row in table]
+        if name in DECIMALS:
+            numbers = [None if value is None else Decimal(value) for value in values]
+            columns[name] = arrow.array(numbers, arrow.decimal128(38, EXACT_DIGITS))
+        else:
+            columns[name] = arrow.array(values, arrow.string())
+    out = io.BytesIO()
+    files.write_table(arrow.table(columns), out)
+    return out.getvalue()

@@ -1,0 +1,161 @@
+"""The two kinds of leaves: what a settlement charged and where its running totals stand, and what an interval metered.
+
+A leaf is canonical JSON: keys sorted, no spaces, UTF-8, no number but integers, absent means unknown. The tree holds
+only SHA-256 of it. Each leaf has a salt of its own, so that nobody can guess a leaf and find it in the tree; the salts
+come from the log's secret, so that the same receipts make the same log again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tokenworks.core.errors import DataDirError
+from tokenworks.core.ids import Entropy
+from tokenworks.core.words import EnergyLine, Interval
+from tokenworks.exchange.log.files import create_private, read_private
+from tokenworks.exchange.words import Settlement
+
+VERSION = 1
+SALT_BYTES = 16
+SECRET_BYTES = 32
+ACCOUNTS_REMEMBERED = 65_536
+
+_canonical = msgspec.json.Encoder(order="deterministic").encode
+Leaf = dict[str, Any]
+
+
+class Identity(NamedTuple):
+    """Whose leaves they are: the log's name, and the secret that salts and pseudonyms come from."""
+
+    origin: str
+    secret: bytes
+
+
+class Totals(NamedTuple):
+    """Where an account stands after its latest settlement, in what it was charged: prices less the operator's loss."""
+
+    seq: int = 0
+    ustu: int = 0
+    nano: int = 0
+
+    def after(self, settled: Settlement) -> Totals:
+        """With one settlement more."""
+        return Totals(
+            self.seq + 1,
+            self.ustu + settled.ustu - settled.loss_ustu,
+            self.nano + settled.nano - settled.loss_nano,
+        )
+
+
+def new_secret(path: Path, entropy: Entropy) -> bytes:
+    """Make and keep the secret of a new log. Raises DataDirError, also when there is one."""
+    secret = entropy(SECRET_BYTES)
+    create_private(path, secret)
+    return secret
+
+
+def load_secret(path: Path) -> bytes:
+    """Raises DataDirError."""
+    secret = read_private(path)
+    if len(secret) != SECRET_BYTES:
+        raise DataDirError(
+            f"{path} is not the secret of a log", hint="restore it: without it no leaf can be made again"
+        )
+    return secret
+
+
+def _derive(secret: bytes, *parts: str) -> bytes:
+    """A secret of its own for each use; a zero byte cannot be in an id, so no two uses run together."""
+    return hmac.digest(secret, "\0".join(parts).encode(), "sha256")
+
+
+@lru_cache(maxsize=ACCOUNTS_REMEMBERED)
+def account_salt(secret: bytes, account: str) -> bytes:
+    """The key of an account's pseudonym. Its owner gets it with a bundle; it tells nothing about other accounts."""
+    return _derive(secret, "account", account)
+
+
+def pseudonym(account: str, salt: bytes) -> str:
+    """How leaves name an account."""
+    return hmac.digest(salt, account.encode(), "sha256").hex()
+
+
+@lru_cache(maxsize=ACCOUNTS_REMEMBERED)
+def _pseudonym(secret: bytes, account: str) -> str:
+    return pseudonym(account, account_salt(secret, account))
+
+
+def id_hash(receipt: str) -> str:
+    """How leaves name a receipt."""
+    return hashlib.sha256(receipt.encode()).hexdigest()
+
+
+def canonical(leaf: Leaf) -> bytes:
+    """The bytes of a leaf."""
+    return _canonical(leaf)
+
+
+def commitment(leaf: bytes) -> bytes:
+    """What the tree holds of a leaf: the content of its entry, which ``merkle.leaf_hash`` then hashes."""
+    return hashlib.sha256(leaf).digest()
+
+
+def settlement_leaf(log: Identity, settled: Settlement, totals: Totals) -> Leaf:
+    """The leaf of a settlement; ``totals`` are the account's after it."""
+    usage = settled.usage
+    leaf: Leaf = {
+        "v": VERSION,
+        "kind": "settlement",
+        "log": log.origin,
+        "account": _pseudonym(log.secret, settled.account),
+        "account_seq": totals.seq,
+        "cum_ustu": totals.ustu,
+        "cum_nano": totals.nano,
+        "receipt": id_hash(settled.receipt),
+        "model": settled.model_served,
+        "model_asked": settled.model_asked,
+        "rate_card": settled.rate_card,
+        "price_book": settled.price_book,
+        "currency": settled.currency,
+        "usage": dict(usage.counts()),
+        "certainty": usage.certainty,
+        "ustu": settled.ustu,
+        "nano": settled.nano,
+        "loss_ustu": settled.loss_ustu,
+        "loss_nano": settled.loss_nano,
+        "entity": settled.entity,
+        "at_ns": settled.at_ns,
+        "salt": _derive(log.secret, "settlement", settled.receipt)[:SALT_BYTES].hex(),
+    }
+    if settled.decision is not None:
+        leaf["site"] = settled.decision.chosen.site
+    return leaf
+
+
+def energy_leaf(log: Identity, line: EnergyLine, interval: Interval) -> Leaf:
+    """The leaf of one request's part of one interval."""
+    salt = _derive(log.secret, "energy", line.receipt, interval.site, str(interval.start_ns))
+    leaf: Leaf = {
+        "v": VERSION,
+        "kind": "energy",
+        "log": log.origin,
+        "receipt": id_hash(line.receipt),
+        "site": interval.site,
+        "start_ns": interval.start_ns,
+        "end_ns": interval.end_ns,
+        "energy_mj": line.energy_mj,
+        "overhead_mj": line.overhead_mj,
+        "slice_ns": line.slice_ns,
+        "provenance": interval.meter.value,
+        "ended": line.ended,
+        "salt": salt[:SALT_BYTES].hex(),
+    }
+    if line.carbon_ug is not None:
+        leaf["carbon_ug"] = line.carbon_ug
+    return leaf

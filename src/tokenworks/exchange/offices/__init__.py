@@ -1,0 +1,156 @@
+"""What the ledger can be asked and told, by name: the same offices answer on the socket and inside a CLI process.
+
+They check what comes from outside, make ids and times, and leave every decision to the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tokenworks.core.clock import Clock
+from tokenworks.core.errors import BadRequest
+from tokenworks.exchange.offices.outside import openapi, organization_costs, organization_usage
+from tokenworks.exchange.offices.people import (
+    account_create,
+    account_set,
+    accounts,
+    budget_close,
+    budget_set,
+    key_create,
+    key_revoke,
+    keys,
+)
+from tokenworks.exchange.offices.reading import (
+    books,
+    cake,
+    describe_site,
+    entries,
+    log_checkpoint,
+    log_proof,
+    receipt,
+    receipt_export,
+    receipts,
+    sold,
+    statement,
+)
+from tokenworks.exchange.offices.sales import (
+    entity_set,
+    grant_refund,
+    grant_sell,
+    grant_upgrade,
+    package_define,
+    packages,
+)
+from tokenworks.exchange.service import LedgerService
+from tokenworks.exchange.words import Lease
+
+Office = Callable[..., Any]
+
+
+def hello(service: LedgerService, writer: str, epoch: int | None = None) -> dict[str, Any]:
+    """A gateway reports for work: its epoch, the directory, and what a restarted site agent has still to meter."""
+    epoch = service.hello(writer, epoch)
+    return {
+        "epoch": epoch,
+        "directory": service.directory(),
+        "unmetered": service.unmetered(),
+        "interval_end_ns": service.state.interval_end_ns,
+    }
+
+
+def lease(
+    service: LedgerService, clock: Clock, writer: str, epoch: int, wanted: dict[str, int], returned: dict[str, int]
+) -> list[Lease]:
+    """A gateway's heartbeat, and its call for more."""
+    return service.lease(writer, epoch, wanted, returned)
+
+
+OFFICES: dict[str, Office] = {
+    office.__name__: office
+    for office in (
+        lease,
+        accounts,
+        account_create,
+        account_set,
+        budget_set,
+        budget_close,
+        keys,
+        key_create,
+        key_revoke,
+        packages,
+        package_define,
+        grant_sell,
+        grant_refund,
+        grant_upgrade,
+        entity_set,
+        receipt,
+        receipts,
+        books,
+        cake,
+        sold,
+        entries,
+        statement,
+        log_checkpoint,
+        log_proof,
+        receipt_export,
+        organization_usage,
+        organization_costs,
+        describe_site,
+    )
+}
+INSIDE = ("lease", "describe_site")
+"""What gateways tell the ledger; not for administrators."""
+
+
+def describe(service: LedgerService, clock: Clock) -> dict[str, Any]:
+    """All offices for administrators, as OpenAPI."""
+    return openapi({name: office for name, office in OFFICES.items() if name not in (*INSIDE, "describe")})
+
+
+OFFICES["describe"] = describe
+
+
+def answer(service: LedgerService, clock: Clock, method: str, params: dict[str, Any]) -> Any:
+    """Do what was asked. Raises BadRequest for an unknown method, TypeError for wrong parameters."""
+    office = OFFICES.get(method)
+    if office is None:
+        raise BadRequest(f"the ledger has no office {method!r}")
+    return office(service, clock, **params)
+
+
+__all__ = [
+    "INSIDE",
+    "OFFICES",
+    "answer",
+    "describe",
+    "hello",
+    "lease",
+    "accounts",
+    "account_create",
+    "account_set",
+    "budget_set",
+    "budget_close",
+    "keys",
+    "key_create",
+    "key_revoke",
+    "packages",
+    "package_define",
+    "grant_sell",
+    "grant_refund",
+    "grant_upgrade",
+    "entity_set",
+    "receipt",
+    "receipts",
+    "books",
+    "cake",
+    "sold",
+    "entries",
+    "statement",
+    "log_checkpoint",
+    "log_proof",
+    "receipt_export",
+    "describe_site",
+    "organization_costs",
+    "organization_usage",
+]

@@ -1,0 +1,199 @@
+"""Accounts, budgets and keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from tokenworks.core.clock import Clock
+from tokenworks.core.errors import LedgerRefused
+from tokenworks.core.ids import new_key
+from tokenworks.exchange.budget import burn_order
+from tokenworks.exchange.offices.checks import check_choice, check_name, find
+from tokenworks.exchange.service import LedgerService
+from tokenworks.exchange.words import (
+    Account,
+    AddKey,
+    Budget,
+    Key,
+    OpenAccount,
+    Overage,
+    RevokeKey,
+    Role,
+    SetBudget,
+    Window,
+)
+
+
+def accounts(service: LedgerService, clock: Clock) -> list[dict[str, Any]]:
+    """All accounts with their budgets and grants."""
+    service.catch_up()
+    state = service.state
+    return [
+        {
+            **msgspec.structs.asdict(account),
+            "budgets": [_budget(service, b) for b in state.budgets.values() if b.account == account.id],
+            "grants": [
+                {**msgspec.structs.asdict(grant), "left_ustu": grant.size_ustu - grant.used_ustu}
+                for grant in burn_order(g for g in state.grants.values() if g.account == account.id)
+            ],
+        }
+        for account in state.accounts.values()
+    ]
+
+
+def _budget(service: LedgerService, budget: Budget) -> dict[str, Any]:
+    tally = service.state.tallies[budget.id]
+    windowed = budget.window != "none"
+    return {
+        **msgspec.structs.asdict(budget),
+        "spent_nano": tally.spent_nano,
+        "spent_ustu": tally.spent_ustu,
+        "held_nano": tally.held_nano,
+        "held_ustu": tally.held_ustu,
+        **({"window_spent_nano": tally.window_nano, "window_spent_ustu": tally.window_ustu} if windowed else {}),
+    }
+
+
+def account_create(
+    service: LedgerService,
+    clock: Clock,
+    account: str,
+    name: str | None = None,
+    limit_nano: int | None = None,
+    limit_ustu: int | None = None,
+    window: Window = "none",
+    overage: Overage = "payg",
+    clamp: bool = True,
+    price_class: str = "standard",
+) -> dict[str, Any]:
+    """Open an account with a root budget of the same id."""
+    check_name(account, "an account")
+    check_choice(window, Window, "window")
+    check_choice(overage, Overage, "overage")
+    if account in service.state.budgets:
+        return {"account": account, "status": "already_opened"}
+    # The account is there without its budget when the disk was full between the two: then it is opened to the end.
+    new = Account(
+        id=account,
+        name=name or account,
+        opened_ns=clock.now_ns(),
+        overage=overage,
+        clamp=clamp,
+        price_class=price_class,
+    )
+    root = Budget(
+        id=account,
+        account=account,
+        parent=None,
+        name="all",
+        limit_nano=limit_nano,
+        limit_ustu=limit_ustu,
+        window=window,
+    )
+    service.submit(
+        OpenAccount(account=service.state.accounts.get(account, new)), SetBudget(budget=root, at_ns=clock.now_ns())
+    )
+    return {"account": account, "status": "opened"}
+
+
+def account_set(
+    service: LedgerService,
+    clock: Clock,
+    account: str,
+    overage: Overage | None = None,
+    clamp: bool | None = None,
+    price_class: str | None = None,
+) -> dict[str, Any]:
+    """Change an account's terms."""
+    old = find(account, service.state.accounts, "account")
+    if overage is not None:
+        check_choice(overage, Overage, "overage")
+    changes = {"overage": overage, "clamp": clamp, "price_class": price_class}
+    new = msgspec.structs.replace(old, **{name: value for name, value in changes.items() if value is not None})
+    service.submit(OpenAccount(account=new))
+    return {"account": account, "status": "changed" if new != old else "already_so"}
+
+
+def budget_set(
+    service: LedgerService,
+    clock: Clock,
+    budget: str,
+    parent: str | None = None,
+    limit_nano: int | None = None,
+    limit_ustu: int | None = None,
+    window: Window | None = None,
+    carved: bool = False,
+    expires_ns: int | None = None,
+) -> dict[str, Any]:
+    """Set the limits of a budget, or make a new one below a parent. A limit that is None binds nothing."""
+    old = service.state.budgets.get(budget)
+    window = window or (old.window if old else "none")
+    check_choice(window, Window, "window")
+    if old is not None and old.closed_ns is not None:
+        raise LedgerRefused(f"budget {budget!r} is closed", hint="make another one")
+    if old is None:
+        check_name(budget, "a budget")
+        account = find(parent or budget, service.state.budgets, "budget").account
+    else:
+        if parent not in (None, old.parent):
+            raise LedgerRefused(f"budget {budget!r} has another parent", hint="a budget cannot be moved")
+        account, parent = old.account, old.parent
+    made = Budget(
+        id=budget,
+        account=account,
+        parent=parent,
+        name=old.name if old else budget,
+        limit_nano=limit_nano,
+        limit_ustu=limit_ustu,
+        window=window,
+        carved=old.carved if old else carved,
+        expires_ns=expires_ns,
+    )
+    service.submit(SetBudget(budget=made, at_ns=clock.now_ns()))
+    return {"budget": budget, "status": "changed" if old else "made"}
+
+
+def budget_close(service: LedgerService, clock: Clock, budget: str) -> dict[str, Any]:
+    """Close a budget: it refuses new holds, what is in flight may still settle, a carved rest returns to its parent."""
+    old = find(budget, service.state.budgets, "budget")
+    if old.closed_ns is not None:
+        return {"budget": budget, "status": "already_closed"}
+    now_ns = clock.now_ns()
+    service.submit(SetBudget(budget=msgspec.structs.replace(old, closed_ns=now_ns), at_ns=now_ns))
+    return {"budget": budget, "status": "closed"}
+
+
+def keys(service: LedgerService, clock: Clock, account: str | None = None) -> list[dict[str, Any]]:
+    """All keys, or one account's: never the secrets."""
+    service.catch_up()
+    return [
+        {
+            "id": k.id,
+            "account": k.account,
+            "budget": k.budget,
+            "role": k.role,
+            "made_ns": k.made_ns,
+            "revoked_ns": k.revoked_ns,
+        }
+        for k in service.state.keys.values()
+        if account in (None, k.account)
+    ]
+
+
+def key_create(service: LedgerService, clock: Clock, budget: str, role: Role = "user") -> dict[str, Any]:
+    """A new key that spends from a budget. The key itself is in this answer and nowhere else."""
+    found = find(budget, service.state.budgets, "budget")
+    key_id, key, hashed = new_key()
+    made = Key(id=key_id, hash=hashed, account=found.account, budget=budget, role=role, made_ns=clock.now_ns())
+    service.submit(AddKey(key=made))
+    return {"id": key_id, "key": key, "account": found.account, "budget": budget, "role": role}
+
+
+def key_revoke(service: LedgerService, clock: Clock, key: str) -> dict[str, Any]:
+    """The key stops working at every gateway at once."""
+    found = service.state.keys.get(key)
+    already = found is not None and found.revoked_ns is not None
+    service.submit(RevokeKey(key=key, at_ns=clock.now_ns()))
+    return {"id": key, "status": "already_revoked" if already else "revoked"}

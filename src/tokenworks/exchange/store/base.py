@@ -1,0 +1,287 @@
+"""The store's one logic over either database: reads the ledger's state, writes what commands changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import msgspec
+
+from tokenworks.core.words import Interval, Work
+from tokenworks.exchange.journal import START, Position
+from tokenworks.exchange.state import Entry, Source, State, Tally
+from tokenworks.exchange.store.database import Database, Row, Values, queries
+from tokenworks.exchange.store.migrate import migrate
+from tokenworks.exchange.store.rights import doc, grant_row, lease_row, load_rights, tally_row
+from tokenworks.exchange.words import (
+    Account,
+    AddKey,
+    AnyCommand,
+    Budget,
+    CloseInterval,
+    DefinePackage,
+    DescribeSite,
+    ExtendHold,
+    Key,
+    OpenAccount,
+    PlaceHold,
+    RevokeKey,
+    SetEntity,
+    Settle,
+    Settlement,
+    SiteFacts,
+    Void,
+)
+
+UNMETERED_MAX = 100_000
+PENDING_MAX = 50_000
+"""Rows that wait for the end of their transaction; beyond, they are sent before it."""
+ORDER = ("drop_hold", "save_hold", "save_energy_line", "save_receipt", "mark_metered")
+"""Statements that see each other's rows, in the order in which one batch may run them; all others commute."""
+
+
+class Store:
+    """Tables of the ledger.
+
+    Writes gather in memory until the transaction ends or something is read, and then go out table by table: one
+    statement for many rows is what makes a database fast. All methods raise as the port ``Database`` says.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+        self._sql = queries(database.dialect)
+        self._inside = False
+        self._pending: dict[str, list[Values]] = {}
+        self._holds: dict[str, dict[str, object]] = {}
+        self._waiting = 0
+        try:
+            migrate(database)
+        except BaseException:
+            database.close()
+            raise
+
+    @property
+    def lost(self) -> bool:
+        """The connection is gone; ``reopen`` it and ``load`` again, for nobody knows what came through."""
+        return self._db.lost
+
+    def reopen(self) -> None:
+        """Connect again after a loss; nothing otherwise. Raises ExchangeDown while that is not possible."""
+        self._db.reopen()
+
+    def rows(self, query: str, **values: object) -> list[Row]:
+        """Run a named query."""
+        self._flush()
+        return self._db.rows(self._sql[query], values)
+
+    def write(self, name: str, values: Sequence[Values]) -> None:
+        """Run a named statement for each of the values, at the latest when the transaction ends."""
+        if not values:
+            return
+        if not self._inside:
+            with self.transaction():
+                self.write(name, values)
+            return
+        self._pending.setdefault(name, []).extend(values)
+        self._waiting += len(values)
+        if self._waiting > PENDING_MAX:
+            self._flush()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing, on disk at the end."""
+        assert not self._inside, "transactions of the store do not nest"
+        self._inside = True
+        try:
+            with self._db.transaction():
+                yield
+                self._flush()
+        finally:
+            self._inside = False
+            self._forget()
+
+    def _forget(self) -> None:
+        self._pending, self._holds, self._waiting = {}, {}, 0
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        pending, holds = self._pending, self._holds
+        self._forget()
+        if holds:
+            pending["save_hold"] = [*holds.values()]
+        for name in sorted(pending, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
+            rows = self._metered(pending[name]) if name == "save_receipt" else pending[name]
+            self._db.many(self._sql[name], rows)
+
+    def _metered(self, receipts: list[Values]) -> list[Values]:
+        """A work can be metered before its settlement arrives from another journal."""
+        waiting = json.dumps([row["id"] for row in receipts if not row["metered"]])
+        ended = {receipt for (receipt,) in self._db.rows(self._sql["ended_among"], {"ids": waiting})}
+        return [{**row, "metered": 1} if row["id"] in ended else row for row in receipts]
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._db.close()
+
+    # --- reading the state -------------------------------------------------------------------------------------------
+
+    def load(self) -> State:
+        """The ledger's state as of the last commit."""
+        state = State()
+        for (text,) in self.rows("all_accounts"):
+            account = msgspec.json.decode(text, type=Account)
+            state.accounts[account.id] = account
+        for text, spent_ustu, spent_nano in self.rows("all_budgets"):
+            budget = msgspec.json.decode(text, type=Budget)
+            state.budgets[budget.id] = budget
+            state.tallies[budget.id] = Tally(spent_ustu, spent_nano)
+        for (text,) in self.rows("all_keys"):
+            key = msgspec.json.decode(text, type=Key)
+            state.keys[key.id] = key
+        for (text,) in self.rows("all_holds"):
+            hold = msgspec.json.decode(text, type=PlaceHold)
+            state.holds[hold.receipt] = hold
+            for node in state.path(hold.budget):
+                state.tallies[node].held_ustu += hold.ustu
+                state.tallies[node].held_nano += hold.nano
+        for (text,) in self.rows("all_sites"):
+            facts = msgspec.json.decode(text, type=SiteFacts)
+            state.sites[facts.site] = facts
+        state.interval_end_ns = dict(self.rows("interval_ends"))
+        load_rights(state, self.rows)
+        state.ended = {source for source, (_, standing) in self.sources().items() if standing}
+        state.balances = {(book, account): amount for book, account, amount in self.rows("all_balances")}
+        return state
+
+    def sources(self) -> dict[tuple[str, int], tuple[Position, int]]:
+        """How far each journal was applied, and its writer's standing: 0 live, 1 ended, 2 closed."""
+        return {(w, e): (Position(s, o, c), int(dead)) for w, e, s, o, c, dead in self.rows("sources")}
+
+    def holds_of(self, writer: str, epoch: int) -> list[str]:
+        """Receipts that a writer's epoch holds and has not settled."""
+        return [receipt for (receipt,) in self.rows("holds_of", writer=writer, epoch=epoch)]
+
+    def settled_among(self, receipts: Iterable[str]) -> set[str]:
+        """Which of these receipts are written already: one question for a batch instead of one for each."""
+        return {receipt for (receipt,) in self.rows("settled_among", ids=json.dumps(list(receipts)))}
+
+    def unmetered(self) -> list[Work]:
+        """Settled work that no closed interval has taken."""
+        found = self.rows("unmetered", limit=UNMETERED_MAX)
+        works = [msgspec.json.decode(text, type=Settlement).work for (text,) in found]
+        return [work for work in works if work is not None]
+
+    # --- writing: inside one transaction ----------------------------------------------------------------------------
+
+    def save_position(self, writer: str, epoch: int, position: Position = START, standing: int = 0) -> None:
+        """Note how far a journal is applied, and its writer's standing."""
+        values = {"writer": writer, "epoch": epoch, "dead": standing, **position._asdict()}
+        self.write("save_position", [values])
+
+    def save_anomaly(self, writer: str, epoch: int, reason: str, record: bytes) -> None:
+        """Keep a record that could not be applied."""
+        # The reason may quote the record, and PostgreSQL's text has no zero byte; the record itself is kept whole.
+        reason = reason.replace("\0", "\\0")
+        self.write("save_anomaly", [{"writer": writer, "epoch": epoch, "reason": reason, "record": record}])
+
+    def save_entries(self, txn: int, entries: Sequence[Entry], at_ns: int) -> None:
+        """Write the lines of one command, all of them: PostgreSQL refuses a part that does not sum to zero."""
+        self.write("save_entry", [{**e._asdict(), "txn": txn, "at_ns": e.at_ns or at_ns} for e in entries])
+
+    def save_figures(self, state: State, balances: set[tuple[str, str]], budgets: set[str]) -> None:
+        """Write the balances and budgets that a batch touched, once each."""
+        self.write(
+            "save_balance", [{"book": b, "account": a, "amount": state.balances[b, a]} for b, a in sorted(balances)]
+        )
+        for name in sorted(budgets):
+            tally = state.tallies[name]
+            spent = {"spent_ustu": tally.spent_ustu, "spent_nano": tally.spent_nano}
+            self.write("save_budget", [{"id": name, "doc": doc(state.budgets[name]), **spent}])
+            self.write("save_tally", [tally_row(name, tally)])
+
+    def save_rights(self, state: State, grants: set[str], epochs: set[Source]) -> None:
+        """Write the grants and the leases that a batch touched, once each."""
+        self.write("save_grant", [grant_row(state.grants[name]) for name in sorted(grants) if name in state.grants])
+        for source in sorted(epochs):
+            leases = state.leases.get(source)
+            if leases is None:
+                self.write("drop_leases", [{"writer": source[0], "epoch": source[1]}])
+            else:
+                self.write("save_lease", [lease_row(source, counter, leases[counter]) for counter in sorted(leases)])
+
+    def save_command(self, state: State, command: AnyCommand, writer: str, epoch: int) -> None:
+        """Write what a command changed beside balances and budgets."""
+        match command:
+            case OpenAccount(account=account):
+                self.write("save_account", [{"id": account.id, "doc": doc(account)}])
+            case AddKey(key=key):
+                self.write("save_key", [{"id": key.id, "doc": doc(key)}])
+            case RevokeKey(key=name):
+                self.write("save_key", [{"id": name, "doc": doc(state.keys[name])}])
+            case DescribeSite(facts=facts, at_ns=at_ns):
+                self.write("save_site", [{"name": facts.site, "since_ns": at_ns, "doc": doc(facts)}])
+            case PlaceHold(receipt=receipt) | ExtendHold(receipt=receipt):
+                # One that came too late is not in the state, and so it is not in the table.
+                if receipt in state.holds:
+                    self._save_hold(state.holds[receipt], writer, epoch)
+            case Settle(settlement=settlement):
+                self._drop_hold(settlement.receipt)
+                self._save_receipt(settlement)
+            case Void(receipt=receipt):
+                self._drop_hold(receipt)
+            case CloseInterval(interval=interval):
+                self._save_interval(interval)
+            case DefinePackage(package=package):
+                self.write("save_package", [{"code": package.code, "doc": doc(package)}])
+            case SetEntity(entity=entity):
+                self.write("save_entity", [{"name": entity.name, "doc": doc(entity)}])
+            case _:
+                pass  # written with the figures and the rights
+
+    # Most holds are placed and released within one batch. Those never reach the table: what is dropped leaves the
+    # waiting ones, and drops go out before saves, so that a receipt which is dropped and held again is there.
+
+    def _save_hold(self, hold: PlaceHold, writer: str, epoch: int) -> None:
+        row = {"receipt": hold.receipt, "writer": writer, "epoch": epoch, "doc": doc(hold)}
+        if not self._inside:
+            self.write("save_hold", [row])
+            return
+        self._holds.setdefault(hold.receipt, row)["doc"] = row["doc"]
+        self._waiting += 1
+
+    def _drop_hold(self, receipt: str) -> None:
+        self._holds.pop(receipt, None)
+        self.write("drop_hold", [{"receipt": receipt}])
+
+    def _save_receipt(self, settled: Settlement) -> None:
+        usage = settled.usage
+        self.write(
+            "save_receipt",
+            [
+                {
+                    "id": settled.receipt,
+                    "account": settled.account,
+                    "at_ns": settled.at_ns,
+                    "tokens": usage.total(),
+                    "output": usage.output + usage.reasoning,
+                    "ustu": settled.ustu,
+                    "nano": settled.nano,
+                    "loss_ustu": settled.loss_ustu,
+                    "loss_nano": settled.loss_nano,
+                    "metered": int(settled.work is None),
+                    "doc": doc(settled),
+                }
+            ],
+        )
+
+    def _save_interval(self, interval: Interval) -> None:
+        # The request lines have a table of their own; the document keeps the rest, so that it stays small.
+        head = msgspec.structs.replace(interval, requests=())
+        at = {"site": interval.site, "start_ns": interval.start_ns}
+        figures = {"meter_mj": interval.meter_mj, "bill_nano": interval.bill_nano, "carbon_ug": interval.carbon_ug}
+        self.write("save_interval", [{**at, "end_ns": interval.end_ns, **figures, "doc": doc(head)}])
+        lines = [{**at, **msgspec.structs.asdict(line), "ended": int(line.ended)} for line in interval.requests]
+        self.write("save_energy_line", lines)
+        self.write("mark_metered", [{"receipt": line.receipt} for line in interval.requests if line.ended])

@@ -1,0 +1,13 @@
+-- Step 2: the receipts log: leaves in their order, complete subtrees, where accounts stand, what was signed.
+
+-- What sites of other entities earned: the lines of their statements.
+CREATE TABLE served (
+  receipt {text} PRIMARY KEY, entity {text} NOT NULL, at_ns {int} NOT NULL,
+  ustu {int} NOT NULL, nano {int} NOT NULL, fee_nano {int} NOT NULL
+) {keyed};
+
+CREATE TABLE log_leaf (position {int} PRIMARY KEY, receipt {text} NOT NULL, kind {text} NOT NULL, doc {bytes} NOT NULL) {keyed};
+CREATE INDEX log_leaf_receipt ON log_leaf (receipt);
+CREATE TABLE log_node (level {int} NOT NULL, place {int} NOT NULL, hash {bytes} NOT NULL, PRIMARY KEY (level, place)) {keyed};
+CREATE TABLE log_account (account {text} PRIMARY KEY, seq {int} NOT NULL, ustu {sum} NOT NULL, nano {sum} NOT NULL) {keyed};
+CREATE TABLE log_checkpoint (size {int} PRIMARY KEY, at_ns {int} NOT NULL, note {text} NOT NULL) {keyed};

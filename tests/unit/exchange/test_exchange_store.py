@@ -1,0 +1,264 @@
+"""What every store promises, on a file, in memory and on a real PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.postgres import new_database, postgres
+
+from tokenworks.core.errors import LedgerRefused
+from tokenworks.core.words import Delivery, EnergyLine, Interval, Provenance, Usage, Work
+from tokenworks.exchange.journal import Position
+from tokenworks.exchange.state import Entry, State, Tally
+from tokenworks.exchange.store import Store, base, open_store
+from tokenworks.exchange.store.fits import FIGURE_MAX, refuse_unstorable
+from tokenworks.exchange.store.rights import doc
+from tokenworks.exchange.words import (
+    Account,
+    AddKey,
+    AnyCommand,
+    Budget,
+    CloseInterval,
+    DescribeSite,
+    ExtendHold,
+    Key,
+    OpenAccount,
+    PlaceHold,
+    RevokeKey,
+    Settle,
+    Settlement,
+    SiteFacts,
+    Void,
+)
+
+BUDGET = Budget(id="team", account="acme", parent=None, name="team", limit_ustu=None, limit_nano=5)
+KEY = Key(id="k", hash=b"\0\1", account="acme", budget="team", role="user", made_ns=1)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with postgres() as url:
+        yield url
+
+
+@pytest.fixture(params=["file", "memory", "postgres"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    if request.param == "postgres":
+        made = open_store(new_database(request.getfixturevalue("server")))
+    else:
+        made = open_store(tmp_path / "ledger.db" if request.param == "file" else ":memory:")
+    yield made
+    made.close()
+
+
+def settlement(receipt: str, *, worked: bool = True, **figures: Any) -> Settlement:
+    work = Work(
+        receipt=receipt,
+        replica="r",
+        site="home",
+        slice="a",
+        start_ns=1,
+        first_ns=None,
+        end_ns=2,
+        input_tokens=3,
+        output_tokens=4,
+    )
+    values: dict[str, Any] = {
+        **dict.fromkeys(("key", "endpoint", "model_asked", "model_served", "rate_card", "price_book"), "x"),
+        **dict.fromkeys(("loss_ustu", "loss_nano", "held_ustu", "held_nano", "hold_ns", "arrived_ns"), 0),
+        "receipt": receipt,
+        "account": "acme",
+        "budget": "team",
+        "currency": "USD",
+        "ustu": 60,
+        "nano": 700,
+        "usage": Usage(input=3, output=4, reasoning=2),
+        "decision": None,
+        "estimate": None,
+        "at_ns": 20,
+        "delivery": Delivery(ending="complete", chunks=4),
+        "work": work if worked else None,
+    }
+    return Settlement(**values | figures)
+
+
+def line(receipt: str, *, ended: bool = True, energy_mj: int = 10) -> EnergyLine:
+    return EnergyLine(
+        receipt=receipt,
+        energy_mj=energy_mj,
+        energy_nano=None,
+        overhead_mj=1,
+        overhead_nano=2,
+        carbon_ug=None,
+        slice_ns=3,
+        device_nano=None,
+        ended=ended,
+    )
+
+
+def closing(start_ns: int, *lines: EnergyLine) -> CloseInterval:
+    parts: dict[str, Any] = {"idle_mj": 0, "idle_nano": None, "overhead_mj": 0, "overhead_nano": None, "residual_mj": 0}
+    money: dict[str, Any] = {"bill_nano": None, "carbon_ug": 4, "idle_device_nano": None}
+    meter: dict[str, Any] = {"meter_mj": 30, "meter": Provenance.MODELLED, "scale_ppm": 1_000_000}
+    at: dict[str, Any] = {"site": "home", "supply": "grid", "start_ns": start_ns, "end_ns": start_ns + 10}
+    return CloseInterval(interval=Interval(**at, **meter, **parts, **money, requests=lines, services=()))
+
+
+def holding(receipt: str, nano: int = 9) -> PlaceHold:
+    return PlaceHold(receipt=receipt, budget="team", ustu=5, nano=nano, at_ns=1)
+
+
+def save(store: Store, *commands: AnyCommand, state: State | None = None, writer: str = "gateway") -> None:
+    """Write commands in one transaction, as if a ledger had taken them."""
+    state = state or State(holds={c.receipt: c for c in commands if isinstance(c, PlaceHold)})
+    with store.transaction():
+        for command in commands:
+            store.save_command(state, command, writer, 1)
+
+
+def test_what_is_saved_is_loaded(store: Store) -> None:
+    """Accounts, budgets with their figures, keys, holds, the latest facts of sites, intervals and balances."""
+    account = Account(id="acme", name="Acme 电", opened_ns=1)
+    facts = [SiteFacts(site="home", entity=e, place=None, jurisdiction=None, facts={}) for e in ("old", "new")]
+    state = State(
+        accounts={"acme": account},
+        budgets={"team": BUDGET},
+        tallies={"team": Tally(spent_ustu=2**62, spent_nano=-3, held_ustu=5, held_nano=9)},
+        keys={"k": KEY},
+        holds={"a": holding("a")},
+        sites={"home": facts[1]},
+        interval_end_ns={"home": 30},
+        balances={("money", "customer/acme"): 2**62, ("money", "revenue/tokens"): -(2**62)},
+    )
+    commands: list[AnyCommand] = [OpenAccount(account=account), AddKey(key=KEY), holding("a")]
+    sites = [DescribeSite(facts=fact, at_ns=at_ns) for fact, at_ns in ((facts[1], 9), (facts[0], 3))]
+    with store.transaction():
+        for command in [*commands, *sites, closing(20), closing(0)]:
+            store.save_command(state, command, "gateway", 1)
+        store.save_figures(state, set(state.balances), {"team"})
+    assert store.load() == state
+    state.keys["k"] = Key(id="k", hash=b"\0\1", account="acme", budget="team", role="user", made_ns=1, revoked_ns=7)
+    save(store, RevokeKey(key="k", at_ns=7), state=state)
+    assert store.load() == state
+    assert not store.lost
+    store.reopen()
+    assert store.load() == state
+
+
+def test_a_transaction_that_fails_leaves_nothing(store: Store) -> None:
+    """Neither what was sent already (a question sends it) nor what still waited is there, and the next one works."""
+
+    def fail() -> None:
+        with store.transaction():
+            store.save_position("gateway", 1, Position(1, 2, 3))
+            store.save_entries(1, [Entry("stu", "a", 5), Entry("stu", "b", -5)], 9)
+            assert store.rows("book_sums") == [("stu", 0, 2)]
+            store.save_anomaly("gateway", 1, "waits", b"")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert (store.sources(), store.rows("book_sums"), store.rows("anomalies")) == ({}, [], [])
+    store.save_position("gateway", 1, Position(1, 2, 3))
+    assert store.sources() == {("gateway", 1): (Position(1, 2, 3), False)}
+
+
+def test_holds_come_and_go_within_a_batch_and_across(store: Store) -> None:
+    """Dropped and held again is held; the same word for word is one, its first writer's; one that grew is one."""
+    save(store, holding("a"), holding("b"), Void(receipt="a", reason="", at_ns=1), holding("c"))
+    assert store.holds_of("gateway", 1) == ["b", "c"]
+    save(store, holding("b"), Void(receipt="c", reason="", at_ns=1), holding("c"), writer="other")
+    assert (store.holds_of("gateway", 1), store.holds_of("other", 1)) == (["b"], ["c"])
+    grown = State(holds={"b": holding("b", 99)})
+    save(store, ExtendHold(receipt="b", ustu=0, nano=90), ExtendHold(receipt="late", ustu=0, nano=1), state=grown)
+    assert store.rows("all_holds")[0][0] == doc(holding("b", 99))
+    assert store.holds_of("gateway", 1) == ["b"]
+    save(store, Settle(settlement=settlement("b")), Void(receipt="c", reason="", at_ns=1))
+    assert store.rows("counts") == [(1, 0, 0, 1)]
+
+
+def test_receipts_and_their_energy_meet_in_any_order(store: Store) -> None:
+    """A work is metered once an interval has ended it, whichever record comes first, in one batch or in two."""
+    save(store, Settle(settlement=settlement("a")), closing(0, line("a", ended=False), line("b")))
+    assert [work.receipt for work in store.unmetered()] == ["a"]
+    save(store, Settle(settlement=settlement("b")), Settle(settlement=settlement("c", worked=False)))
+    save(store, closing(10, line("a"), line("d")), Settle(settlement=settlement("d")))
+    assert store.unmetered() == []
+    assert store.rows("receipt_energy", id="a") == [(20, None, 2, 4, None, 6, None, 1, 2)]
+    assert store.rows("receipt_energy", id="c") == [(None,) * 8 + (0,)]
+    assert store.rows("recent_receipts", account=None, limit=3) == [("d",), ("c",), ("b",)]
+    assert store.rows("recent_receipts", account="other", limit=3) == []
+    assert store.settled_among(["a", "d", "'; --", "电"]) == {"a", "d"}
+    assert store.rows("receipt", id="a") == [(doc(settlement("a")), 1)]
+    assert store.rows("cake_receipts", since_ns=0) == [(4, 36, 24, 240, 2800, 0, 4)]
+
+
+def test_entries_keep_their_order_and_their_day(store: Store) -> None:
+    """A line without a day of its own has its command's; sums are whole numbers whatever the database calls them."""
+    store.save_entries(7, [Entry("stu", "a", 5), Entry("stu", "b", -5, at_ns=99)], 9)
+    store.save_entries(8, [], 9)
+    assert store.rows("last_txn") == [(7,)]
+    (total,) = [row[1] for row in store.rows("book_sums")]
+    assert (total, type(total)) == (0, int)
+    assert store.rows("wrong_balances") == [("stu", "a", 5, None), ("stu", "b", -5, None)]
+    state = State(balances={("stu", "a"): 5, ("stu", "b"): -5, ("stu", "c"): 1})
+    with store.transaction():
+        store.save_figures(state, set(state.balances), set())
+    assert store.rows("wrong_balances") == [("stu", "c", None, 1)]
+
+
+def test_an_anomaly_is_kept_whole(store: Store) -> None:
+    """Any bytes, and a reason that quotes them."""
+    store.save_anomaly("gateway", 1, "no account 'a\0b'", bytes(range(256)))
+    assert [row[1:] for row in store.rows("anomalies")] == [("gateway", 1, "no account 'a\\0b'")]
+
+
+def test_an_amount_that_does_not_fit_is_refused(store: Store) -> None:
+    """Beyond 64 bits nothing is cut or rounded; a receipt is written once; both leave the transaction undone."""
+    with pytest.raises(LedgerRefused):
+        store.save_entries(1, [Entry("stu", "a", FIGURE_MAX + 1), Entry("stu", "b", -FIGURE_MAX - 1)], 9)
+    save(store, Settle(settlement=settlement("a")))
+    with pytest.raises(LedgerRefused):
+        save(store, Settle(settlement=settlement("b")), Settle(settlement=settlement("a", nano=1)))
+    with pytest.raises(LedgerRefused):
+        save(store, Settle(settlement=settlement("c", nano=FIGURE_MAX + 1)))
+    assert store.rows("book_sums") == []
+    assert store.rows("recent_receipts", account=None, limit=9) == [("a",)]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        holding("a\0b"),
+        holding("a", FIGURE_MAX + 1),
+        Settle(settlement=settlement("a", account="a\0b")),
+        Settle(settlement=settlement("a", nano=FIGURE_MAX, loss_nano=-1)),
+        Settle(settlement=settlement("a", usage=Usage(input=FIGURE_MAX, output=1))),
+        closing(FIGURE_MAX),
+        closing(0, line("a", energy_mj=FIGURE_MAX + 1)),
+        closing(0, line("a\0b")),
+        OpenAccount(account=Account(id="a\0b", name="", opened_ns=1)),
+    ],
+)
+def test_what_no_table_holds_is_refused_before_it_is_applied(command: AnyCommand) -> None:
+    """So that one hostile record is one anomaly and not a batch that can never be written."""
+    with pytest.raises(LedgerRefused):
+        refuse_unstorable(command)
+
+
+def test_what_tables_hold_passes() -> None:
+    """The largest figures, and a zero byte in what a client asked, which only the document has."""
+    large = settlement("a", nano=FIGURE_MAX, model_asked="a\0b")
+    for command in (holding("a", FIGURE_MAX), Settle(settlement=large), closing(0, line("a"))):
+        refuse_unstorable(command)
+    refuse_unstorable(AddKey(key=KEY))
+
+
+def test_waiting_rows_are_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch larger than the bound goes out in parts of one transaction."""
+    monkeypatch.setattr(base, "PENDING_MAX", 3)
+    save(store, *(holding(str(n)) for n in range(9)), *(Settle(settlement=settlement(str(n))) for n in range(8)))
+    assert store.rows("counts") == [(8, 1, 0, 8)]

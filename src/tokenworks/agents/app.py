@@ -202,9 +202,12 @@ class FrontDoor:
         body = await read_body(request.scope, request.receive)
         try:
             params = msgspec.json.decode(body or b"{}", type=dict[str, Any])
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise BadRequest(f"the body is no JSON object: {error}") from None
-        return json_response(await self._call_ledger(name, **params))
+        try:
+            return json_response(await self._call_ledger(name, **params))
+        except OverflowError:
+            raise BadRequest("a number in the body is too large", hint="below 2^63") from None
 
     async def _openapi(self, request: HttpRequest) -> Response:
         self._administrator(request)
@@ -223,8 +226,8 @@ class FrontDoor:
         params: dict[str, Any] = {name: query[name] for name in optional if name in query}
         for name in ("start_time", "end_time", "limit"):
             if name in query:
-                if not query[name].isdigit():
-                    raise BadRequest(f"{name} must be a whole number", param=name)
+                if not query[name].isascii() or not query[name].isdigit() or len(query[name]) > 12:
+                    raise BadRequest(f"{name} must be a whole number of at most 12 digits", param=name)
                 params[name] = int(query[name])
         if "start_time" not in params:
             raise BadRequest("start_time is missing", param="start_time", hint="seconds since 1970")

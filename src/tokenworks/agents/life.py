@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tokenworks.agents.metrics import Metrics
-from tokenworks.agents.promise import SLICE_TOKENS, extend, promise, worst
+from tokenworks.agents.promise import SLICE_TOKENS, extend, promise, trim, worst
 from tokenworks.agents.shape import Endpoint, error_event, parse_request, usage_event, with_receipt
 from tokenworks.brain.route import Offer, Scales, choose, eligible
 from tokenworks.core.clock import Clock
@@ -96,7 +96,7 @@ async def serve(house: House, endpoint: Endpoint, key: str | None, body: bytes, 
             if not hold.written:
                 model, price_class = decision.chosen.model, identity.account.price_class
                 amount = worst(house.desk.prices, request, model, options, price_class)
-                house.desk.trim(hold, amount, decision.chosen.site)
+                await trim(house.desk, hold, amount, decision)
             try:
                 answer = _stream if request.stream else _whole
                 await answer(house, request, hold, decision, reply)

@@ -80,6 +80,17 @@ async def promise(desk: Desk, identity: Identity, request: Request, options: Seq
     return hold(low), with_output(request, low)
 
 
+async def trim(desk: Desk, hold: Hold, amount: Amount, decision: Decision) -> None:
+    """Fix the hold at the chosen price. A package that does not pay at the chosen site leaves money to be leased."""
+    for _ in range(REFILLS_MAX):
+        try:
+            return desk.trim(hold, amount, decision.chosen.site)
+        except Shortage as shortage:
+            if not await desk.refill(shortage):
+                raise
+    return desk.trim(hold, amount, decision.chosen.site)
+
+
 async def extend(desk: Desk, request: Request, hold: Hold, decision: Decision) -> None:
     """A stream goes on: promise its next slice. Raises BudgetSpent when the budget ends here."""
     more = desk.prices.worst(

@@ -112,6 +112,8 @@ def export(
         Print JSON.
     """
     since_ns, until_ns = _period(since, until, WallClock().now_ns())
+    if account is not None and kind in ("hledger", "beancount"):
+        raise BadRequest(f"{kind} is the whole money book, not one account's", hint="leave --account out")
     books = Books(data_directory(), account, since_ns, until_ns)
     if as_json:
         made = msgspec.json.format(openai_usage.encode(_AS_JSON[kind](books)), indent=2) + b"\n"

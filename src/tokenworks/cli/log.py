@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from tokenworks.cli import out
 from tokenworks.cli.talk import Json
 from tokenworks.core.errors import BadRequest
-from tokenworks.datadir import data_directory
+from tokenworks.datadir import data_directory, write_private
 from tokenworks.exchange.ask import ask
 from tokenworks.exchange.log.bundle import BUNDLE_BYTES_MAX, Verdict, audit, parse_proof, proof_text, verify_bundle
 from tokenworks.exchange.log.checkpoint import CHECKPOINT_BYTES_MAX
@@ -71,7 +71,10 @@ def receipt_export(
     if out_file is None:
         sys.stdout.write(text + "\n")
     else:
-        out_file.write_text(text)
+        try:
+            write_private(out_file, text.encode())
+        except OSError as error:
+            raise BadRequest(f"cannot write {out_file}: {error.strerror}") from None
         out.note(f"{len(chosen)} receipts in {out_file}; check them: tokenworks receipt verify {out_file} --key ...")
     return 0
 

@@ -202,7 +202,7 @@ class Desk:
         """
         began, promise = self._clock.now_ns(), hold.promise
         elsewhere = any(purse.grant.sites and site not in purse.grant.sites for purse, _ in promise.parts)
-        if elsewhere or amount.ustu < promise.ustu or amount.nano < promise.nano:
+        if elsewhere or not promise.ustu or amount.ustu < promise.ustu or amount.nano < promise.nano:
             budget.settle(promise, 0, 0, ())
             hold.promised_ns = began
             budget.hold(promise, amount, hold.model, _sites(site), began, self.prices.currency)

@@ -111,7 +111,7 @@ class LedgerLink:
             self._reading = None
             await self._clock.sleep(RETRY_S)
 
-    async def call(self, method: str, **params: Any) -> Any:
+    async def call(self, method: str, /, **params: Any) -> Any:
         """Ask the ledger. Raises ExchangeDown when it is away or silent, RemoteError when it refuses."""
         if self._stream is None:
             raise ExchangeDown("the ledger process is restarting")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ from tokenworks.exchange import offices
 from tokenworks.exchange.service import LedgerService
 from tokenworks.exchange.wire import Answer, Call, News, Refusal, pack, read_message, socket_address
 
+log = logging.getLogger(__name__)
 POLL_S = 0.02
 CHECKPOINT_NS = 1_000_000_000
 """A second between checkpoints of a log that grows."""
@@ -109,9 +111,13 @@ class LedgerServer:
             else:
                 result = offices.answer(self._service, self._clock, call.method, call.params)
         except TokenworksError as error:
-            return Refusal(call.number, error.code, error.message, error.hint)
+            return Refusal(call.number, error.code, error.message, error.hint, error.param)
         except TypeError as error:
             return Refusal(call.number, BadRequest.code, f"wrong parameters for {call.method}: {error}", None)
+        except Exception:
+            # One question must not end the link of all gateways; what went wrong is in the log, not in the answer.
+            log.exception("office %s failed", call.method)
+            return Refusal(call.number, TokenworksError.code, f"the ledger could not answer {call.method}", None)
         return Answer(call.number, msgspec.to_builtins(result, builtin_types=(bytes,)))
 
 

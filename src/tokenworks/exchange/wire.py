@@ -42,6 +42,7 @@ class Refusal(msgspec.Struct, frozen=True, tag=True):
     code: str
     message: str
     hint: str | None
+    param: str | None = None
 
 
 class News(msgspec.Struct, frozen=True, tag=True):
@@ -59,7 +60,7 @@ class RemoteError(TokenworksError):
     """The ledger refused."""
 
     def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.message, hint=refusal.hint)
+        super().__init__(refusal.message, hint=refusal.hint, param=refusal.param)
         self.code = refusal.code
         known = _known_errors().get(refusal.code)
         if known is not None:

@@ -158,7 +158,8 @@ def _buckets(
     starts = range(start_time - start_time % width, end_time, width)
     first = 0
     if page is not None:
-        if not page.removeprefix("page_").isdecimal() or int(page.removeprefix("page_")) not in starts:
+        cursor = page.removeprefix("page_")
+        if not cursor.isdecimal() or len(cursor) > 12 or int(cursor) not in starts:
             raise BadRequest("page is no cursor of this question", hint="use next_page as it came", param="page")
         first = starts.index(int(page.removeprefix("page_")))
     return starts, starts[first : first + size]

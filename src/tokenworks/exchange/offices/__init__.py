@@ -5,11 +5,15 @@ They check what comes from outside, make ids and times, and leave every decision
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from typing import Any, get_type_hints
+
+import msgspec
 
 from tokenworks.core.clock import Clock
-from tokenworks.core.errors import BadRequest
+from tokenworks.core.errors import BadRequest, nearest
 from tokenworks.exchange.offices.outside import openapi, organization_costs, organization_usage
 from tokenworks.exchange.offices.people import (
     account_create,
@@ -116,7 +120,33 @@ def answer(service: LedgerService, clock: Clock, method: str, params: dict[str, 
     office = OFFICES.get(method)
     if office is None:
         raise BadRequest(f"the ledger has no office {method!r}")
-    return office(service, clock, **params)
+    return office(service, clock, **_checked(office, method, params))
+
+
+def _checked(office: Office, method: str, params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters, when they are of the office's names and types: what is wrong must not come into a journal."""
+    known, hints = _parameters(office)
+    for name in params:
+        if name not in known:
+            near = nearest(name, known)
+            hint = f"did you mean {near!r}?" if near else f"it takes: {', '.join(known) or 'nothing'}"
+            raise BadRequest(f"{method} has no parameter {name!r}", hint=hint, param=name)
+    for name, required in known.items():
+        if required and name not in params:
+            raise BadRequest(f"{method} needs {name}", param=name)
+    for name, value in params.items():
+        try:
+            msgspec.convert(value, hints[name])
+        except msgspec.ValidationError as error:
+            raise BadRequest(f"{name} is wrong: {error}", param=name) from None
+    return params
+
+
+@cache
+def _parameters(office: Office) -> tuple[dict[str, bool], dict[str, Any]]:
+    """Name -> is required, and name -> type, of what comes after service and clock."""
+    parameters = list(inspect.signature(office).parameters.values())[2:]
+    return {each.name: each.default is each.empty for each in parameters}, get_type_hints(office)
 
 
 __all__ = [

@@ -129,7 +129,7 @@ def entries(
     limit = max(1, min(limit, PAGE_ROWS_MAX))
     period = {"since_ns": since_ns, "until_ns": until_ns}
     found = service.store.rows("entry_page", seq=after or 0, limit=limit, **period)
-    rows = [{"txn": t, "book": b, "account": a, "amount": int(n), "at_ns": at} for _, t, b, a, n, at in found]
+    rows = [{"txn": str(t), "book": b, "account": a, "amount": int(n), "at_ns": at} for _, t, b, a, n, at in found]
     return {"rows": rows, "next": found[-1][0] if len(found) == limit else None}
 
 

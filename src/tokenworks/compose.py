@@ -16,6 +16,7 @@ from tokenworks.device.slices import Slice, cut
 from tokenworks.engine.models import catalogue as models
 from tokenworks.engine.record import Replica
 from tokenworks.engine.replica import ReplicaSpec
+from tokenworks.exchange.journal import Policy
 from tokenworks.exchange.prices import Prices, default_prices, with_lines
 from tokenworks.exchange.words import SiteFacts
 from tokenworks.gridfile import Device as DeviceTable
@@ -39,6 +40,7 @@ class Plan(Word, frozen=True):
     currency: str
     store: str | None
     """A PostgreSQL address; None: SQLite in the data directory."""
+    journal: Policy
     budget_nano: int
     prices: Prices
     scales: Scales
@@ -75,6 +77,7 @@ def plan(grid: GridFile) -> Plan:
         name=grid.name,
         currency=currency,
         store=grid.exchange.store,
+        journal=grid.exchange.journal,
         budget_nano=grid.exchange.budget_nano,
         prices=prices,
         scales=scales,

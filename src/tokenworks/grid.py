@@ -182,7 +182,7 @@ class Grid:
             await first_keys(self.data, self.plan, self.link)
             for facts in self.plan.facts:
                 await self.link.call("describe_site", facts=msgspec.to_builtins(facts))
-            journal = Journal(journal_folder(self.data, GATEWAY, welcome.epoch), GATEWAY, welcome.epoch)
+            journal = self._journal(welcome.epoch)
             stack.callback(journal.close)
             desk = self._desk = Desk(self.plan.prices, self.clock, journal, self.link.lease)
             desk.learn(self._directory or welcome.directory)
@@ -196,6 +196,9 @@ class Grid:
             stack.push_async_callback(self.fleet.stop)
             yield FrontDoor(house, self.link.call, lambda: self.status(desk, journal), lambda: journal.position.offset)
 
+    def _journal(self, epoch: int) -> Journal:
+        return Journal(journal_folder(self.data, GATEWAY, epoch), GATEWAY, epoch, self.plan.journal)
+
     async def _beat(self, desk: Desk) -> None:
         """Keep this gateway's leases alive; when its epoch was ended (it was silent too long), begin a new one."""
         while True:
@@ -204,8 +207,7 @@ class Grid:
                 await desk.beat()
             except LedgerRefused:
                 welcome = await self.link.restart()
-                folder = journal_folder(self.data, GATEWAY, welcome.epoch)
-                desk.rejoin(Journal(folder, GATEWAY, welcome.epoch), welcome.directory)
+                desk.rejoin(self._journal(welcome.epoch), welcome.directory)
                 desk.take((), self.clock.now_ns())
             except (ExchangeDown, RemoteError):
                 pass  # the ledger restarts; until its leases run out this gateway goes on

@@ -227,3 +227,18 @@ def test_disk_full_at_the_start(tmp_path: Path) -> None:
     assert refused.returncode == 1
     assert "cannot use the data directory" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_durable_grid(tmp_path: Path) -> None:
+    """With the journal policy ``durable`` each answer waits for the disk; books close as ever."""
+    file = tmp_path / "grid.toml"
+    file.write_text('[exchange]\njournal = "durable"\n')
+    durable = GridProcess(tmp_path / "data", "--grid", str(file))
+    durable.start().wait_ready()
+    options: Any = {"model": MODEL, "messages": HELLO, "max_tokens": 3}
+    assert durable.client().chat.completions.create(**options).choices
+    assert list(durable.client().chat.completions.create(stream=True, **options))
+    assert durable.stop() == 0
+    report = durable.ask("books")
+    assert report["closed"]
+    assert report["receipts"] == 2

@@ -97,6 +97,7 @@ async def serve(house: House, endpoint: Endpoint, key: str | None, body: bytes, 
                 model, price_class = decision.chosen.model, identity.account.price_class
                 amount = worst(house.desk.prices, request, model, options, price_class)
                 await trim(house.desk, hold, amount, decision)
+                await house.desk.safe(hold)
             try:
                 answer = _stream if request.stream else _whole
                 await answer(house, request, hold, decision, reply)
@@ -155,6 +156,7 @@ async def _whole(house: House, request: Request, hold: Hold, decision: Decision,
         replica.end()
     state.usage, state.timing, state.chunks = completion.usage, completion.timing, 1
     settled = _settle(house, request, hold, decision, state, "complete")
+    await house.desk.safe(hold)
     await reply.start(200, (*_JSON, *_headers(request)))
     await reply.send(with_receipt(completion.body, settled))
     await reply.end()
@@ -206,6 +208,7 @@ async def _stream(house: House, request: Request, hold: Hold, decision: Decision
         replica.end()
     try:
         settled = _settle(house, request, hold, decision, state, "complete")
+        await house.desk.safe(hold)
     except ExchangeDown as error:
         await reply.send(error_event(error))
     else:

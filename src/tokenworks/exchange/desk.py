@@ -232,6 +232,11 @@ class Desk:
         self._write(hold.journal, command)  # if the disk refuses now it is written before anything else is
         hold.spent_ns += self._spend(began)
 
+    async def safe(self, hold: Hold) -> None:
+        """With the policy ``durable``: wait until what was written of a hold is on the disk. Raises ExchangeDown."""
+        if hold.journal.policy == "durable":
+            await hold.journal.durable()
+
     def release(self, hold: Hold) -> None:
         """Give back a hold that was never written down."""
         budget.settle(hold.promise, 0, 0, ())

@@ -66,6 +66,7 @@ class Exchange(_Table, frozen=True, kw_only=True):
 
     currency: str = "USD"
     store: str | None = None
+    journal: Literal["written", "durable", "fast"] = "written"
     budget_nano: Money = field(default=10 * units.NANO, name="budget")
     rates: tuple[Rate, ...] = field(default=(), name="rate")
     prices: tuple[Price, ...] = field(default=(), name="price")

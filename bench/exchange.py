@@ -136,9 +136,11 @@ def hold_settle() -> dict[str, float]:
 def _write_journals(
     service: LedgerService, clock: WallClock, data: Path, key: str, names: list[str], count: int
 ) -> None:
-    for name in names:
-        epoch = service.hello(name, None)
-        service.lease(name, epoch, {lease.counter: 1 << 50 for lease in _leases(service.directory())}, {})
+    epochs = {name: service.hello(name, None) for name in names}
+    wanted = {lease.counter: 1 << 50 for lease in _leases(service.directory())}
+    for name, epoch in epochs.items():
+        service.lease(name, epoch, wanted, {})
+    for name, epoch in epochs.items():
         journal = Journal(journal_folder(data, name, epoch), name, epoch)
         desk = _desk(service, clock, journal)
         for _ in range(count // len(names)):

@@ -62,7 +62,8 @@ class Usage(Word, frozen=True):
 
     def counts(self) -> tuple[tuple[str, int], ...]:
         """The buckets that are not empty, in their fixed order."""
-        return tuple((bucket, count) for bucket in BUCKETS if (count := int(getattr(self, bucket))))
+        counts = msgspec.structs.astuple(self)  # the buckets are its first fields, in this order
+        return tuple([(bucket, count) for bucket, count in zip(BUCKETS, counts, strict=False) if count])
 
     def total(self) -> int:
         """All native tokens."""

@@ -102,8 +102,8 @@ class Promise:
         self.path = path
         self.ustu = self.nano = 0
         self.parts: list[tuple[Purse, int]] = []
-        self.windows = tuple(counter.window_ns for counter in path.counters)
-        """Of the counters when it was made: a counter that has rolled since does not know it any more."""
+        self.windows: tuple[int, ...] = ()
+        """Of the counters when it was first held: a counter that has rolled since does not know it any more."""
 
     def burns(self) -> tuple[Burn, ...]:
         """The parts as the journal writes them."""
@@ -199,7 +199,7 @@ def settle(promise: Promise, ustu: int, nano: int, burned: Sequence[tuple[Purse,
     """Turn a promise into spending and return the rest. Raises ValueError when more would be charged than held."""
     if ustu > promise.ustu or nano > promise.nano:
         raise ValueError("more would be charged than was held")
-    for counter, window_ns in zip(promise.path.counters, promise.windows, strict=True):
+    for counter, window_ns in zip(promise.path.counters, promise.windows, strict=bool(promise.windows)):
         if counter.window_ns == window_ns:
             counter.held -= promise.nano if counter.money else promise.ustu
             counter.used += nano if counter.money else ustu

@@ -82,14 +82,20 @@ class State:
     ended: set[Source] = field(default_factory=set)
     """Epochs that may no longer charge anybody."""
     balances: dict[tuple[str, str], int] = field(default_factory=dict)
+    paths: dict[str, list[str]] = field(default_factory=dict, compare=False, repr=False)
+    """Found by ``path``; one for each budget that was asked for."""
 
     def path(self, budget: str) -> list[str]:
-        """Ids from the leaf up to the root."""
+        """Ids from the leaf up to the root. Budgets never move, so a path is found once."""
+        found = self.paths.get(budget)
+        if found is not None:
+            return found
         ids: list[str] = []
         node: str | None = budget
         while node is not None and len(ids) < DEPTH_MAX:
             ids.append(node)
             node = self.budgets[node].parent
+        self.paths[budget] = ids
         return ids
 
     def limited_path(self, budget: str) -> list[str]:

@@ -205,7 +205,7 @@ def measure() -> dict[str, float]:
     """All figures of the exchange."""
     figures: dict[str, float] = dict(hold_settle())
     figures["settlements_per_s_sqlite"] = round(settlements_per_s(1))
-    with postgres() as url:
+    with postgres(fsync=True) as url:
         figures["settlements_per_s_postgres_3_gateways"] = round(settlements_per_s(3, url))
     figures["recovery_s_1m"] = round(recovery_s(), 2)
     return figures | proofs()

@@ -173,6 +173,8 @@ def _show(verdict: Verdict, good: str, *, as_json: bool) -> int:
     put("WRONG", "red", verdict.wrong)
     put("note ", "yellow", verdict.notes)
     if verdict.unproven:
-        console.print(f"shown, but in no leaf and so not proven: {', '.join(verdict.unproven)}", markup=False)
+        # Whole layer lines for people; --json names every figure.
+        groups = dict.fromkeys(".".join(name.split(".")[:2]) for name in verdict.unproven)
+        console.print(f"shown, but in no leaf and so not proven: {', '.join(groups)}", markup=False)
     console.print(f"[green]{good}[/green]" if verdict.ok else "[red]do not rely on this: see above[/red]")
     return status

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from tokenworks.agents.metrics import Metrics
 from tokenworks.agents.promise import SLICE_TOKENS, extend, promise, trim, worst
 from tokenworks.agents.shape import Endpoint, error_event, parse_request, usage_event, with_receipt
@@ -132,9 +134,7 @@ def _decide(house: House, request: Request, options: Sequence[Offer], refused: d
     decision = choose(request, options, refused, house.scales)
     took = house.clock.now_ns() - began
     house.brain_ns += took
-    return Decision(
-        chosen=decision.chosen, alternatives=decision.alternatives, refused=decision.refused, decide_ns=took
-    )
+    return msgspec.structs.replace(decision, decide_ns=took)
 
 
 async def _whole(house: House, request: Request, hold: Hold, decision: Decision, reply: Reply) -> None:

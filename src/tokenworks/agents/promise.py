@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -14,6 +15,7 @@ from tokenworks.exchange.budget import Shortage
 from tokenworks.exchange.desk import Desk, Hold, Identity
 from tokenworks.exchange.prices import Prices
 
+T = TypeVar("T")
 OUTPUT_MIN = 16
 """A budget that affords fewer output tokens than this is spent."""
 SLICE_TOKENS = 1024
@@ -57,16 +59,12 @@ async def promise(desk: Desk, identity: Identity, request: Request, options: Seq
         amount = dearest(desk.prices, wanted, options, identity.account.price_class)
         return desk.hold(identity, request.id, amount, request.model, {option.site for option in options})
 
-    shortage = Shortage((), "", "")
-    for _ in range(REFILLS_MAX):
-        try:
-            return hold(), request
-        except Shortage as short:
-            shortage = short
-        if not await desk.refill(shortage):
-            break
-    if not identity.account.clamp:
-        raise shortage
+    try:
+        return await _leased(desk, hold), request
+    except Shortage as short:
+        if not identity.account.clamp:
+            raise
+        shortage = short
     low, high = 0, asked(request, options)
     while low < high:  # the price grows with every token, so the most that fits is found by halving
         middle = (low + high + 1) // 2
@@ -82,13 +80,7 @@ async def promise(desk: Desk, identity: Identity, request: Request, options: Seq
 
 async def trim(desk: Desk, hold: Hold, amount: Amount, decision: Decision) -> None:
     """Fix the hold at the chosen price. A package that does not pay at the chosen site leaves money to be leased."""
-    for _ in range(REFILLS_MAX):
-        try:
-            return desk.trim(hold, amount, decision.chosen.site)
-        except Shortage as shortage:
-            if not await desk.refill(shortage):
-                raise
-    return desk.trim(hold, amount, decision.chosen.site)
+    await _leased(desk, lambda: desk.trim(hold, amount, decision.chosen.site))
 
 
 async def extend(desk: Desk, request: Request, hold: Hold, decision: Decision) -> None:
@@ -96,10 +88,15 @@ async def extend(desk: Desk, request: Request, hold: Hold, decision: Decision) -
     more = desk.prices.worst(
         decision.chosen.model, 0, SLICE_TOKENS * request.choices, hold.identity.account.price_class
     )
+    await _leased(desk, lambda: desk.extend(hold, more, decision.chosen.site))
+
+
+async def _leased(desk: Desk, attempt: Callable[[], T]) -> T:
+    """Try; while leases are short and the ledger gives more of them, try again. Raises the last Shortage."""
     for _ in range(REFILLS_MAX):
         try:
-            return desk.extend(hold, more, decision.chosen.site)
+            return attempt()
         except Shortage as shortage:
             if not await desk.refill(shortage):
                 raise
-    return desk.extend(hold, more, decision.chosen.site)
+    return attempt()

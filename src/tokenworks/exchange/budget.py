@@ -148,16 +148,14 @@ def hold(
         if purse.fits(model, sites, now_ns) and (part := min(left, max(0, purse.counter.left))):
             parts.append((purse, part))
             left -= part
-    if (left and path.grants) or (path.blocks and left):
+    if left and (path.grants or path.blocks):
         # What was paid for is used first: money is only for what no grant has left, here or at the ledger.
         asking = [p.counter for p in path.grants if p.counter.dry_ns <= now_ns and p.fits(model, sites, now_ns)]
         wet = [(counter, left + max(0, counter.left)) for counter in asking]
-        what = f"the packages of {path.budgets[-1].account!r} lack {stu_text(left)} for this request"
-        hint = "buy another package; this account does not pay as it goes"
-        if wet:
-            raise Shortage(wet, what, hint)
-        if path.blocks:
-            raise BudgetSpent(what, hint=hint)
+        if wet or path.blocks:
+            what = f"the packages of {path.budgets[-1].account!r} lack {stu_text(left)} for this request"
+            hint = "buy another package; this account does not pay as it goes"
+            raise Shortage(wet, what, hint) if wet else BudgetSpent(what, hint=hint)
     nano = amount.nano if left == amount.ustu else -(-amount.nano * left // amount.ustu)
     short: list[tuple[Counter, int]] = []
     extending = bool(promise.ustu or promise.nano)

@@ -91,9 +91,6 @@ SET segment = excluded.segment, "offset" = excluded."offset", crc = excluded.crc
 -- name: save_anomaly
 INSERT INTO anomaly (writer, epoch, reason, record) VALUES (:writer, :epoch, :reason, :record);
 
--- name: is_receipt
-SELECT 1 FROM receipt WHERE id = :id;
-
 -- name: receipt
 SELECT doc, metered FROM receipt WHERE id = :id;
 

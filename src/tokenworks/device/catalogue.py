@@ -6,83 +6,53 @@ Quantities are integers in the smallest useful unit; a blank cell is unknown and
 from __future__ import annotations
 
 import csv
-from fractions import Fraction
+import re
 from functools import cache
 from importlib.resources import files
 
+import msgspec
+
 from tokenworks.core.errors import NotFound, nearest
-from tokenworks.core.units import NANO
 from tokenworks.core.words import Word
 
 
-class Accelerator(Word, frozen=True):
+class Accelerator(Word, frozen=True, kw_only=True):
     """One row of the catalogue. A processor has no fixed size: its figures are per hardware thread."""
 
     id: str
     name: str
-    vendor: str | None
-    memory_mb: int | None
+    vendor: str | None = None
+    memory_mb: int | None = None
     """Millions of bytes."""
-    memory_type: str | None
-    bandwidth_mb_s: int | None
-    bf16_dense_gflops: int | None
-    fp8_dense_gflops: int | None
-    board_mw: int | None
-    idle_mw: int | None
-    interconnect: str | None
-    interconnect_mb_s_bidir: int | None
-    partition_modes: str | None
-    backend: str | None
-    pci_vendor: str | None
-    confidence: str | None
-    """A: vendor or measured; B: secondary source; C: indicative."""
+    memory_type: str | None = None
+    bandwidth_mb_s: int | None = None
+    bf16_dense_gflops: int | None = None
+    fp8_dense_gflops: int | None = None
+    board_mw: int | None = None
+    idle_mw: int | None = None
+    interconnect: str | None = None
+    interconnect_mb_s_bidir: int | None = None
+    partition_modes: str | None = None
+    backend: str | None = None
+    pci_vendor: str | None = None
+    confidence: str | None = None
+    """A: the vendor, or code that it wrote; B: measured, or a good third party; C: secondary or disputed."""
     source: str
-    note: str | None
-    idle_mw_per_thread: int | None
-    max_mw_per_thread: int | None
-    capital_nano_usd_per_thread: int | None
-    life_years: int | None
-    capital_source: str | None
+    note: str | None = None
+    idle_mw_per_thread: int | None = None
+    max_mw_per_thread: int | None = None
+    capital_nano_usd_per_thread: int | None = None
+    life_years: int | None = None
+    capital_source: str | None = None
     """Where price and life come from; ``source`` is that of the rest."""
-
-
-def _scaled(text: str, scale: int) -> int | None:
-    return round(Fraction(text) * scale) if text else None
-
-
-def _row(cells: dict[str, str]) -> Accelerator:
-    return Accelerator(
-        id=cells["id"],
-        name=cells["name"],
-        vendor=cells["vendor"] or None,
-        memory_mb=_scaled(cells["memory_gb"], 1_000),
-        memory_type=cells["memory_type"] or None,
-        bandwidth_mb_s=_scaled(cells["bandwidth_gb_s"], 1_000),
-        bf16_dense_gflops=_scaled(cells["bf16_dense_tflops"], 1_000),
-        fp8_dense_gflops=_scaled(cells["fp8_dense_tflops"], 1_000),
-        board_mw=_scaled(cells["board_power_w"], 1_000),
-        idle_mw=_scaled(cells["idle_power_w"], 1_000),
-        interconnect=cells["interconnect"] or None,
-        interconnect_mb_s_bidir=_scaled(cells["interconnect_gb_s_bidir"], 1_000),
-        partition_modes=cells["partition_modes"] or None,
-        backend=cells["backend"] or None,
-        pci_vendor=cells["pci_vendor"] or None,
-        confidence=cells["confidence"] or None,
-        source=cells["source"],
-        note=cells["note"] or None,
-        idle_mw_per_thread=_scaled(cells["idle_w_per_thread"], 1_000),
-        max_mw_per_thread=_scaled(cells["max_w_per_thread"], 1_000),
-        capital_nano_usd_per_thread=_scaled(cells["capital_usd_per_thread"], NANO),
-        life_years=_scaled(cells["life_years"], 1),
-        capital_source=cells["capital_source"] or None,
-    )
 
 
 @cache
 def catalogue() -> dict[str, Accelerator]:
     """All rows by id, read once."""
     text = files(__package__).joinpath("data", "catalogue.csv").read_text(encoding="utf-8")
-    return {cells["id"]: _row(cells) for cells in csv.DictReader(text.splitlines())}
+    known = ({column: cell for column, cell in row.items() if cell} for row in csv.DictReader(text.splitlines()))
+    return {row.id: row for row in msgspec.convert(list(known), list[Accelerator], strict=False)}
 
 
 def accelerator(id: str) -> Accelerator:  # noqa: A002 - it is the id of the row
@@ -95,3 +65,28 @@ def accelerator(id: str) -> Accelerator:  # noqa: A002 - it is the id of the row
             hint=f"did you mean {near!r}?" if near else "known: " + ", ".join(sorted(catalogue())),
         )
     return found
+
+
+def recognise(vendor: str, name: str, memory_bytes: int | None) -> Accelerator | None:
+    """The row that a device's own name means, or None when no row or more than one fits: nothing is guessed.
+
+    The first word of a row's id must stand in the name ("NVIDIA H100 80GB HBM3": h100); further words and the type of
+    memory choose between variants (sxm, pcie, 80g). When the row's memory is not about the device's, it is another
+    card or a part of one. Vendors call 2**30 bytes a GB, so a device may have 7 % more than its data sheet says.
+    """
+    parts = re.findall(r"[a-z0-9]+", name.lower())
+    words = {"".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, i + 4)}
+    scores: dict[str, int] = {}
+    for row in catalogue().values():
+        first, *more = row.id.split("-")[1:]
+        if row.vendor == vendor and first in words:
+            more.append((row.memory_type or "?").lower())
+            hits = sum(any(word.startswith(hint) for word in words) for hint in more)
+            scores[row.id] = 2 * hits - (("pcie" in more) != ("pcie" in words))
+    best = [catalogue()[key] for key, score in scores.items() if score == max(scores.values())]
+    fits = [
+        row
+        for row in best
+        if not (row.memory_mb and memory_bytes) or 90 <= memory_bytes // (row.memory_mb * 10_000) <= 112
+    ]
+    return fits[0] if len(fits) == 1 else None

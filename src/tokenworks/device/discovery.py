@@ -1,4 +1,4 @@
-"""Discovery: which devices this machine has, read from what Linux says about itself.
+"""The words of discovery, and this machine's processor, read from what Linux says about itself.
 
 Everything is read through a port (a path in, its text or None out), so tests feed recorded machines.
 """
@@ -8,41 +8,25 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.resources import files
 from pathlib import Path, PurePosixPath
+
+import msgspec
 
 from tokenworks.core.units import rate_of
 from tokenworks.core.words import Provenance, Sourced, Word
 from tokenworks.device.catalogue import Accelerator, catalogue
 
 Read = Callable[[str], str | None]
+Names = Callable[[str], list[str]]
 
+FILE_CHARS_MAX, FOLDER_MAX = 4 << 20, 4_096
 HOURS_PER_YEAR = 8_766
 POWER_ERROR_PERMILLE = 500
 """Per-thread averages of a whole cloud fleet: one machine may be off by half."""
 COST_ERROR_PERMILLE = 1_000
 """The price of one processor stands for a machine: board, memory and chassis may double it."""
-
-_X86_VENDORS = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD", "HygonGenuine": "Hygon"}
-# Codes of MIDR_EL1, as in Linux arch/arm64/include/asm/cputype.h.
-_ARM_VENDORS = {
-    "0x41": "Arm",
-    "0x46": "Fujitsu",
-    "0x48": "HiSilicon",
-    "0x4e": "NVIDIA",
-    "0x51": "Qualcomm",
-    "0x61": "Apple",
-    "0x6d": "Microsoft",
-    "0xc0": "Ampere",
-}
-_ARM_PARTS = {
-    ("0x41", "0xd08"): "Cortex-A72",
-    ("0x41", "0xd0b"): "Cortex-A76",
-    ("0x41", "0xd0c"): "Neoverse N1",
-    ("0x41", "0xd40"): "Neoverse V1",
-    ("0x41", "0xd49"): "Neoverse N2",
-    ("0x41", "0xd4f"): "Neoverse V2",
-    ("0xc0", "0xac3"): "Ampere-1",
-}
 
 
 class Device(Word, frozen=True):
@@ -54,23 +38,45 @@ class Device(Word, frozen=True):
     name: str
     vendor: str
     kind: str
-    """"cpu"."""
+    """"cpu", or an accelerator as its vendor calls it: "gpu", "npu", "mlu", "dcu", "xpu"."""
     threads: int
-    """Hardware threads that this process may use."""
+    """What compute is shared out in: hardware threads that this process may use; 1,000 for an accelerator."""
     memory_bytes: int
     idle_mw: Sourced | None
     max_mw: Sourced | None
     """Of the whole device, that is of the threads above."""
     cost_nano_per_hour: Sourced | None
     """Straight-line depreciation of the whole device; None: unknown, or its price is in another currency."""
+    uuid: str | None = None
+    """Stays with the card when it moves; of an accelerator without one its place on the bus."""
+    visible: dict[str, str] = {}
+    """The environment that shows a process this accelerator alone."""
+    memory_used_bytes: int | None = None
+    """Measured: by all processes together."""
+    busy_permille: int | None = None
+    power_mw: Sourced | None = None
+    """Measured now, by the device itself."""
+    cores: int | None = None
+    cache_bytes: int | None = None
+    energy_counters: tuple[str, ...] = ()
+    """Files with the energy of the processor in microjoules (RAPL) that this process may read."""
 
 
 def read_text(path: str) -> str | None:
     """The live port: the text of a file, None when it is not there or may not be read."""
     try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
+        with Path(path).open(encoding="utf-8", errors="replace") as file:
+            return file.read(FILE_CHARS_MAX)
     except OSError:
         return None
+
+
+def list_names(path: str) -> list[str]:
+    """The live port: sorted names in a folder, empty when it is not there."""
+    try:
+        return sorted(entry.name for entry in Path(path).iterdir())[:FOLDER_MAX]
+    except OSError:
+        return []
 
 
 def affinity() -> int:
@@ -79,9 +85,13 @@ def affinity() -> int:
 
 
 def discover(
-    read: Read = read_text, *, usable_threads: Callable[[], int] = affinity, currency: str = "USD"
+    read: Read = read_text,
+    *,
+    usable_threads: Callable[[], int] = affinity,
+    currency: str = "USD",
+    names: Names = list_names,
 ) -> list[Device]:
-    """The devices of this machine; for now its processor. Empty when it does not say what it has.
+    """The processor of this machine. Empty when it does not say what it has. Accelerators: ``survey``.
 
     Power and cost are modelled: figures of the catalogue per thread times threads. List prices are in USD; for any
     other ``currency`` the cost is None, because nothing is converted silently.
@@ -104,8 +114,30 @@ def discover(
             idle_mw=_power(row, row.idle_mw_per_thread, threads) if row else None,
             max_mw=_power(row, row.max_mw_per_thread, threads) if row else None,
             cost_nano_per_hour=_cost(row, threads) if row and currency == "USD" else None,
+            cores=_cores(cpuinfo),
+            cache_bytes=_cache(read, names),
+            energy_counters=tuple(path for path in _rapl(names) if read(path) is not None),
         )
     ]
+
+
+def _cores(cpuinfo: str) -> int | None:
+    """Distinct pairs of package and core, as x86-64 describes them; other architectures do not say."""
+    pairs = re.findall(r"^physical id\s*:\s*(\d+)$.*?^core id\s*:\s*(\d+)$", cpuinfo, re.MULTILINE | re.DOTALL)
+    return len(set(pairs)) or None
+
+
+def _cache(read: Read, names: Names) -> int | None:
+    folder = "/sys/devices/system/cpu/cpu0/cache"
+    sizes = [read(f"{folder}/{name}/size") or "" for name in names(folder) if name.startswith("index")]
+    return max((int(size[:-2]) * 1_024 for size in sizes if re.fullmatch(r"\d+K\n", size)), default=None)
+
+
+def _rapl(names: Names) -> Iterator[str]:
+    """Counters of whole packages: Linux, Documentation/power/powercap."""
+    for name in names("/sys/class/powercap"):
+        if re.fullmatch(r"intel-rapl:\d+", name):
+            yield f"/sys/class/powercap/{name}/energy_uj"
 
 
 def _first_fields(cpuinfo: str) -> dict[str, str]:
@@ -118,15 +150,22 @@ def _first_fields(cpuinfo: str) -> dict[str, str]:
     return fields
 
 
+@cache
+def _named() -> dict[str, dict[str, str]]:
+    """Makers and parts by the codes that stand for them."""
+    table = files(__package__).joinpath("data", "processors.toml").read_bytes()
+    return msgspec.toml.decode(table, type=dict[str, dict[str, str]])
+
+
 def _identify(fields: dict[str, str]) -> tuple[str | None, str, str]:
     """Row of the catalogue, model name and vendor, from the x86-64 or the arm64 layout of /proc/cpuinfo."""
     if "vendor_id" in fields:
-        vendor = _X86_VENDORS.get(fields["vendor_id"], fields["vendor_id"])
+        vendor = _named()["x86"].get(fields["vendor_id"], fields["vendor_id"])
         return "cpu-generic-x86-64", fields.get("model name", f"{vendor} processor"), vendor
     if "CPU implementer" in fields:
         maker, part = fields["CPU implementer"].lower(), fields.get("CPU part", "").lower()
-        vendor = _ARM_VENDORS.get(maker, f"implementer {maker}")
-        named = _ARM_PARTS.get((maker, part), f"part {part}" if part else "processor")
+        vendor = _named()["arm"].get(maker, f"implementer {maker}")
+        named = _named()["arm_parts"].get(f"{maker} {part}", f"part {part}" if part else "processor")
         return "cpu-generic-arm64", fields.get("model name", f"{vendor} {named}"), vendor
     return None, fields.get("model name", "unknown processor"), "unknown"
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenworks.core.errors import TokenworksError
 from tokenworks.core.words import Provenance, Sourced
 from tokenworks.device.discovery import Device
-from tokenworks.device.slices import Slice, cut
+from tokenworks.device.slices import Limits, Slice, Took, cut, limits_of, overrun, share_out
 
 
 def modelled(value: int) -> Sourced:
@@ -88,3 +88,58 @@ def test_slices_never_sum_above_the_device(threads: int, idle: int, cost: int, a
     assert sum(s.idle_mw + s.busy_mw for s in taken) <= whole.max_mw.value
     assert sum(s.cost_nano_per_hour or 0 for s in taken) <= cost
     assert len({s.id for s in taken}) == len(taken)
+
+
+def card(number: int, vendor: str = "NVIDIA", variable: str = "CUDA_VISIBLE_DEVICES") -> Device:
+    return Device(
+        id=f"c{number}", catalogue_id=None, name="card", vendor=vendor, kind="gpu", threads=1_000,
+        memory_bytes=80 << 30, idle_mw=modelled(70_000), max_mw=modelled(700_000), cost_nano_per_hour=None,
+        visible={variable: f"GPU-{number}"},
+    )  # fmt: skip
+
+
+def test_whole_cards_need_only_to_be_shown() -> None:
+    """After tensor parallel: several whole cards, named in order in the variable of their vendor."""
+    cards = [card(0), card(1)]
+    slices = [cut(each, 1_000, 80 << 30, []) for each in cards]
+    assert limits_of(slices, cards) == Limits(env={"CUDA_VISIBLE_DEVICES": "GPU-0,GPU-1"})
+
+
+def test_a_part_of_an_nvidia_card_is_held_by_mps() -> None:
+    """After shares of compute and memory: percent of the multiprocessors, MiB of the first card that it sees."""
+    part = cut(card(0), 250, 20 << 30, [])
+    assert (part.idle_mw, part.busy_mw) == (17_500, 157_500)
+    assert limits_of([part], [card(0)]).env == {
+        "CUDA_VISIBLE_DEVICES": "GPU-0",
+        "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "25",
+        "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": "0=20480M",
+    }
+
+
+def test_a_part_that_nobody_enforces_says_so() -> None:
+    """After a promise that no software keeps: the environment shows the card, and the gap is told."""
+    other = card(0, "MetaX", "MACA_VISIBLE_DEVICES")
+    found = limits_of([cut(other, 500, 1, [])], [other])
+    assert found.env == {"MACA_VISIBLE_DEVICES": "GPU-0"}
+    assert found.not_enforced == "a part of c0: MetaX cards are only shown or hidden whole"
+
+
+def test_a_slice_of_a_processor_is_held_by_the_kernel() -> None:
+    """After processors and memory; more memory than booked is told in one sentence, up to it is fine."""
+    limits = limits_of([cut(device(), 2, 500, [])], [device()], (3, 4))
+    assert limits == Limits(cpus=(3, 4), memory_bytes=500)
+    assert overrun(limits, Took(memory_bytes=500, cpu_ns=0)) is None
+    assert overrun(limits, Took(memory_bytes=1_501, cpu_ns=0)) == "it takes 1,501 bytes of memory, booked are 500"
+    assert overrun(Limits(), Took(memory_bytes=1 << 60, cpu_ns=0)) is None
+
+
+@given(st.lists(st.integers(0, 9), max_size=9), st.integers(1, 8))
+def test_processors_are_shared_out_evenly(wanted: list[int], count: int) -> None:
+    """After two engines on one processor while another is free: none is used twice more than any other."""
+    cpus = list(range(10, 10 + count))
+    shares = share_out(wanted, cpus)
+    assert [len(share) for share in shares] == [min(threads, count) for threads in wanted]
+    used = [sum(cpu in share for share in shares) for cpu in cpus]
+    assert max(used) - min(used) <= 1
+    if sum(wanted) <= count:
+        assert max(used) <= 1

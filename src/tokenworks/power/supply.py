@@ -1,6 +1,7 @@
 """Supplies: what a kilowatt-hour costs, what it emits and where it comes from.
 
-Step 1: one price and one carbon intensity per supply. Contracts, hours and storage stand on this later.
+One price and one carbon intensity that never change, and the listed figures of what nobody said. Contracts, hours and
+storage are in the modules beside this one.
 """
 
 from __future__ import annotations
@@ -35,35 +36,29 @@ class Supply(Word, frozen=True):
 
 
 class _Listed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A statistic; ``figure`` is written with its unit."""
+
+    figure: str
+    currency: str | None = None
     year: int
     provenance: Provenance
     error_permille: int
     source: str
 
-
-class _Carbon(_Listed, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    intensity: str
-
-
-class _Price(_Listed, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    price: str
-    currency: str
-
-
-class _Assumed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    carbon: _Carbon
-    price: _Price
+    def sourced(self, value: int) -> Sourced:
+        return Sourced(value=value, provenance=self.provenance, source=self.source, error_permille=self.error_permille)
 
 
 @cache
-def _assumed() -> _Assumed:
-    return msgspec.toml.decode(files(__package__).joinpath("data", "assumed.toml").read_bytes(), type=_Assumed)
+def _assumed() -> dict[str, _Listed]:
+    text = files(__package__).joinpath("data", "assumed.toml").read_bytes()
+    return msgspec.toml.decode(text, type=dict[str, _Listed])
 
 
-def _sourced(value: int, listed: _Listed) -> Sourced:
-    return Sourced(
-        value=value, provenance=listed.provenance, source=listed.source, error_permille=listed.error_permille
-    )
+def listed_carbon(what: str) -> Sourced | None:
+    """The listed life-cycle intensity of a kind of plant ("solar", "wind", "genset"); None: not listed."""
+    listed = _assumed().get(what)
+    return None if listed is None else listed.sourced(parse(listed.figure, "carbon"))
 
 
 def assumed_supply(currency: str) -> Supply:
@@ -71,9 +66,10 @@ def assumed_supply(currency: str) -> Supply:
 
     The price is None unless ``currency`` is the listed one, because nothing is converted silently.
     """
-    carbon, price = _assumed().carbon, _assumed().price
+    price = _assumed()["price"]
+    known = price.currency == currency
     return Supply(
         name="assumed",
-        price=_sourced(parse_price(price.price, "kWh", currency), price) if currency == price.currency else None,
-        carbon=_sourced(parse(carbon.intensity, "carbon"), carbon),
+        price=price.sourced(parse_price(price.figure, "kWh", currency)) if known else None,
+        carbon=listed_carbon("world"),
     )

@@ -1,24 +1,34 @@
 """The splitting of a site's meter: every millijoule gets exactly one place. Pure integer functions.
 
 Concurrent works use a slice jointly, and a jointly used cost divides equally among its users: that is its Shapley
-value, and Shapley values add over the segments of an interval. Parts are rounded by largest remainder, in the order
-of receipt ids, so any order of the works gives the same lines.
+value, and Shapley values add over the parts of a cost and the segments of an interval. Streaming weights is joint;
+prefill and reading one's own context are each work's own. Batches are reconstructed from Work records, so the shares
+are modelled; then they are normalised to the meter. Parts are rounded by largest remainder, in the order of receipt
+ids, so any order of the works gives the same lines. ``bulk`` does the same for millions of works.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from tokenworks.core.units import energy_mj, rate_of, split
+import msgspec
+
+from tokenworks.core.units import rate_of, split
 from tokenworks.core.words import LAYERS, EnergyLine, Interval, Provenance, ServiceLine, Work
-from tokenworks.site.costing import Bill, Energy, bill, depreciation, split_or_last
-from tokenworks.site.words import Site
+from tokenworks.site.costing import COLUMNS, LISTS, NS_PER_HOUR, Held, Lists, bill, flat
+from tokenworks.site.placing import PPM, place
+from tokenworks.site.words import Pricing, Readings, Site, SliceLoad
 
-PPM = 1_000_000
-
-_FINE = math.lcm(*range(1, 33))
-"""Ticks of the fair-share clock per nanosecond: exact up to 32 concurrent works, off by 1e-14 ns per segment above."""
+RATES = (
+    ("device_nano", "idle_device_nano", "cost_nano_per_hour"),
+    ("embodied_ug", "idle_embodied_ug", "embodied_ug_per_hour"),
+)
+"""What follows slice time: on a request's line, on the interval for what nobody used, and per hour of a slice."""
+FINE = math.lcm(*range(1, 16))
+"""Ticks of the fair-share clock per nanosecond: exact up to 15 concurrent works, off by 3e-6 ns per segment above.
+An hour of ticks fits into 64 bits, for ``bulk``."""
 
 Shares = dict[str, tuple[int, dict[str, int]]]
 
@@ -48,7 +58,7 @@ def _share(spans: list[tuple[int, int, str]]) -> tuple[int, dict[str, int]]:
     for instant_ns, step in edges:
         if running:
             busy_ns += instant_ns - last_ns
-            ticks += (instant_ns - last_ns) * _FINE // running
+            ticks += (instant_ns - last_ns) * FINE // running
         ticks_at[instant_ns] = ticks
         running += step
         last_ns = instant_ns
@@ -59,38 +69,44 @@ def _share(spans: list[tuple[int, int, str]]) -> tuple[int, dict[str, int]]:
     return busy_ns, dict(zip(receipts, split(busy_ns, [weights[r] for r in receipts]), strict=True))
 
 
-def _modelled(site: Site, duration_ns: int, shared: Shares, cpu_ns: Sequence[int]) -> Energy:
-    """The model alone: power times time."""
-    busy_mw = {load.slice: load.busy_mw for load in site.loads}
-    slices = [energy_mj(busy_mw.get(slice_, 0), busy_ns) for slice_, (busy_ns, _) in shared.items()]
-    idle = energy_mj(site.base_idle_mw + sum(load.idle_mw for load in site.loads), duration_ns)
-    services = [energy_mj(site.thread_busy_mw, ns) for ns in cpu_ns]
-    it = sum(slices) + idle + sum(services)
-    overhead = rate_of(it, site.overhead.value, 1_000)
-    return Energy(it + overhead, slices, idle, services, overhead, 0, PPM)
+def weights(
+    load: SliceLoad | None, works: Iterable[Work], held: Mapping[str, int], start_ns: int, end_ns: int
+) -> list[int]:
+    """What each receipt that held a slice weighs in its energy: nanojoules by the model, in order of receipt.
 
-
-def _scaled(site: Site, model: Energy, reading: int) -> Energy:
-    """The model fitted to the meter: idle and services at most as modelled, the work on the slices takes what is left.
-
-    What nothing in the model can carry (no work ran; a meter that counted backward) is the signed residual.
+    Its time is its Shapley share of streaming the weights; its own are prefill (spread over the time to the first
+    token) and context (over the time after it). Where the model says nothing at all, time itself weighs.
     """
-    it = rate_of(max(0, reading), 1_000, site.pue_permille)
-    idle = min(model.idle, it)
-    serving = min(sum(model.services), it - idle)
-    services = split_or_last(serving, [*model.services, 0])[:-1]
-    working = it - idle - serving if any(model.slices) else 0
-    overhead = max(0, reading) - it
-    return Energy(
-        meter=reading,
-        slices=split_or_last(working, [*model.slices, 0])[:-1],
-        idle=idle,
-        services=services,
-        overhead=overhead,
-        residual=reading - idle - serving - working - overhead,
-        # Without any modelled energy there is nothing to compare the meter with: 0 says that the model is worthless.
-        scale_ppm=reading * PPM // model.meter if model.meter else (0 if reading else PPM),
-    )
+    if load is None:
+        return list(held.values())
+    stream_mw = load.busy_mw if load.stream_mw is None else load.stream_mw
+    found = {receipt: stream_mw * ns // 1_000 for receipt, ns in held.items()}
+    for work in works if load.prefill_nj or load.context_nj else ():
+        if max(work.start_ns, start_ns) < min(work.end_ns, end_ns):
+            first_ns = work.end_ns if work.first_ns is None else min(max(work.first_ns, work.start_ns), work.end_ns)
+            fresh = max(0, work.input_tokens - work.cached_tokens) * load.prefill_nj
+            read = work.output_tokens * (2 * work.input_tokens + work.output_tokens) // 2 * load.context_nj
+            found[work.receipt] += _within(fresh, work.start_ns, first_ns, start_ns, end_ns)
+            found[work.receipt] += _within(read, first_ns, work.end_ns, start_ns, end_ns)
+    return list(found.values()) if any(found.values()) else list(held.values())
+
+
+def _within(amount: int, begin_ns: int, finish_ns: int, start_ns: int, end_ns: int) -> int:
+    """The part of an amount spread evenly over a span that falls into [start, end); a moment's is where it begins."""
+    if begin_ns >= finish_ns:
+        return amount if start_ns <= begin_ns < end_ns else 0
+    inside_ns = max(0, min(finish_ns, end_ns) - max(begin_ns, start_ns))
+    return amount * (inside_ns * PPM // (finish_ns - begin_ns)) // PPM
+
+
+class Share(NamedTuple):
+    """One slice of an interval: how long it was busy, who held it (places of receipts), for how long, weighing what."""
+
+    slice: str
+    busy_ns: int
+    ids: Any
+    ns: Any
+    weights: Any
 
 
 def close_interval(
@@ -100,88 +116,90 @@ def close_interval(
     works: Sequence[Work],
     ended: frozenset[str],
     services: Mapping[str, int],
-    reading_mj: int | None,
+    reading: Readings | int | None,
+    pricing: Pricing | None = None,
 ) -> Interval:
-    """Close [start, end) of a site: ``services`` is processor time [ns] per floor, ``reading_mj`` the whole facility.
+    """Close [start, end) of a site: ``services`` is processor time [ns] per floor, ``reading`` what meters counted.
 
-    One line per receipt that held a slice in the interval, or that ``ended`` with a work given here (zeros, so that
-    its energy record becomes final). Time on a slice that the site does not know counts, but has no modelled energy.
-    Money follows millijoules; that of a positive residual is in ``idle_nano``. Service lines stand without overhead;
-    a request's carbon includes its overhead. Raises ValueError when the interval ends before it starts.
+    A number is the whole facility's; None: nothing was metered. ``pricing`` is asked what the load cost; without it,
+    the site's flat supply. One line per receipt that held a slice in the interval, or that ``ended`` with a work given
+    here (zeros, so that its energy record becomes final). Time on a slice that the site does not know counts, but has
+    no modelled energy. Money follows millijoules; that of a positive residual is in ``idle_nano``. Service lines stand
+    without overhead; a request's carbon and water include its overhead. Raises ValueError when the interval ends before
+    it starts.
     """
+    said = reading if isinstance(reading, Readings) else Readings(load=reading)
+    shared, loads = shares(works, start_ns, end_ns), {load.slice: load for load in site.loads}
+    on: dict[str, list[Work]] = {}
+    for work in works:
+        on.setdefault(work.slice, []).append(work)
+    held = {receipt for _, parts in shared.values() for receipt in parts}
+    receipts = sorted(held | {work.receipt for work in works if work.receipt in ended})
+    at = {receipt: place for place, receipt in enumerate(receipts)}
+    found = [
+        Share(name, busy_ns, [at[receipt] for receipt in parts], list(parts.values()),
+              weights(loads.get(name), on[name], parts, start_ns, end_ns))
+        for name, (busy_ns, parts) in shared.items()
+    ]  # fmt: skip
+    head, columns = close_shares(site, start_ns, end_ns, found, len(receipts), services, said, pricing)
+    rated = {
+        column: {w.receipt for w in works if w.slice in loads and getattr(loads[w.slice], rate) is not None}
+        for column, _, rate in RATES
+    }
+    rows = zip(*(columns[name] for name in COLUMNS), strict=True)
+    lines = []
+    for receipt, row in zip(receipts, rows, strict=True):
+        figures = dict(zip(COLUMNS, row, strict=True))
+        figures |= {column: None for column, known in rated.items() if receipt not in known}
+        lines.append(EnergyLine(receipt=receipt, ended=receipt in ended, **figures))
+    return msgspec.structs.replace(head, requests=tuple(lines))
+
+
+def close_shares(
+    site: Site,
+    start_ns: int,
+    end_ns: int,
+    found: Sequence[Share],
+    count: int,
+    services: Mapping[str, int],
+    said: Readings,
+    pricing: Pricing | None,
+    on: Lists = LISTS,
+) -> tuple[Interval, dict[str, Any]]:
+    """The interval without the lines of its requests, and those as columns (``COLUMNS``) of ``count`` receipts."""
     if end_ns < start_ns:
         raise ValueError("an interval cannot end before it starts")
-    shared = shares(works, start_ns, end_ns)
+    ns, loads = end_ns - start_ns, {load.slice: load for load in site.loads}
     layers = [layer for layer in LAYERS if layer in services] + sorted(set(services) - set(LAYERS))
     cpu_ns = [services[layer] for layer in layers]
-    energy = _modelled(site, end_ns - start_ns, shared, cpu_ns)
-    if reading_mj is not None:
-        energy = _scaled(site, energy, reading_mj)
-    held = _held(energy, shared, {work.receipt for work in works if work.receipt in ended})
-    costs = bill(site.supply, energy, [mj for mj, _ in held.values()])
-    device_nano, idle_device_nano = depreciation(site.loads, end_ns - start_ns, works, shared)
+    energy = place(site, ns, {each.slice: each.busy_ns for each in found}, cpu_ns, said)
+    held = Held(on.zeros(count), on.zeros(count), on.zeros(count))
+    for each, mj in zip(found, energy.slices, strict=True):
+        load = loads.get(each.slice)
+        on.add(held.mj, each.ids, on.divide(mj, each.weights, [])[0])
+        on.add(held.ns, each.ids, each.ns)
+        on.add(held.capacity_uj, each.ids, on.scaled(each.ns, load.idle_mw + load.busy_mw if load else 0))
+    costs = (pricing or flat(site.supply))(start_ns, end_ns, energy.meter)
+    columns, totals = bill(site, ns, energy, held, costs, said.sink_mc, on)
+    service_nano, service_ug = totals.pop("service_nano"), totals.pop("service_ug")
+    for column, total, rate in RATES:
+        rates = {name: getattr(load, rate) for name, load in loads.items() if getattr(load, rate) is not None}
+        unused = {name: rate_of(ns, per_hour, NS_PER_HOUR) for name, per_hour in rates.items()}
+        columns[column] = on.zeros(count)
+        for each in found:
+            if each.slice in rates:
+                used, [unused[each.slice]] = on.divide(unused[each.slice], each.ns, [ns - each.busy_ns])
+                on.add(columns[column], each.ids, used)
+        totals[total] = sum(unused.values()) if rates else None
+    lines = zip(layers, cpu_ns, energy.services, service_nano, service_ug, strict=True)
     return Interval(
-        site=site.name,
-        supply=site.supply.name,
-        start_ns=start_ns,
-        end_ns=end_ns,
-        meter_mj=energy.meter,
-        meter=Provenance.MODELLED if reading_mj is None else Provenance.MEASURED,
-        scale_ppm=energy.scale_ppm,
-        requests=_request_lines(held, costs, device_nano, ended),
-        services=_service_lines(layers, cpu_ns, energy, costs),
-        idle_mj=energy.idle,
-        idle_nano=costs.idle_nano,
-        overhead_mj=energy.overhead,
-        overhead_nano=costs.overhead_total_nano,
-        residual_mj=energy.residual,
-        bill_nano=costs.total_nano,
-        carbon_ug=costs.carbon_total_ug,
-        idle_device_nano=idle_device_nano,
-        mix_permille=site.supply.mix_permille,
-    )
-
-
-def _held(energy: Energy, shared: Shares, ended: set[str]) -> dict[str, tuple[int, int]]:
-    """Millijoules and slice time [ns] by receipt, in order of receipt: each slice's energy follows its time."""
-    held = dict.fromkeys(ended, (0, 0))
-    for slice_mj, (_, parts) in zip(energy.slices, shared.values(), strict=True):
-        for (receipt, ns), mj in zip(parts.items(), split(slice_mj, list(parts.values())), strict=True):
-            before_mj, before_ns = held.get(receipt, (0, 0))
-            held[receipt] = (before_mj + mj, before_ns + ns)
-    return dict(sorted(held.items()))
-
-
-def _request_lines(
-    held: Mapping[str, tuple[int, int]], costs: Bill, device_nano: Mapping[str, int], ended: frozenset[str]
-) -> tuple[EnergyLine, ...]:
-    return tuple(
-        EnergyLine(
-            receipt=receipt,
-            energy_mj=energy_mj_,
-            energy_nano=costs.energy_nano[i],
-            overhead_mj=costs.overhead_mj[i],
-            overhead_nano=costs.overhead_nano[i],
-            carbon_ug=costs.carbon_ug[i],
-            slice_ns=slice_ns,
-            device_nano=device_nano.get(receipt),
-            ended=receipt in ended,
-        )
-        for i, (receipt, (energy_mj_, slice_ns)) in enumerate(held.items())
-    )
-
-
-def _service_lines(
-    layers: Sequence[str], cpu_ns: Sequence[int], energy: Energy, costs: Bill
-) -> tuple[ServiceLine, ...]:
-    first = len(costs.overhead_mj)  # services follow the requests
-    return tuple(
-        ServiceLine(
-            layer=layer,
-            cpu_ns=cpu_ns[j],
-            energy_mj=energy.services[j],
-            energy_nano=costs.energy_nano[first + j],
-            carbon_ug=costs.carbon_ug[first + j],
-        )
-        for j, layer in enumerate(layers)
-    )
+        site=site.name, supply=site.supply.name, start_ns=start_ns, end_ns=end_ns, meter_mj=energy.meter,
+        meter=Provenance.MODELLED if said.load is None else said.provenance, scale_ppm=energy.scale_ppm,
+        requests=(),
+        services=tuple(
+            ServiceLine(layer=layer, cpu_ns=cpu, energy_mj=mj, energy_nano=nano, carbon_ug=ug)
+            for layer, cpu, mj, nano, ug in lines
+        ),
+        idle_mj=energy.idle, overhead_mj=energy.overhead, residual_mj=energy.residual, reserved_mj=energy.reserved,
+        scales_ppm=energy.scales_ppm, quality_permille=energy.quality_permille, notes=energy.notes, **totals,
+    ), columns  # fmt: skip

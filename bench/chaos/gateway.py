@@ -83,14 +83,14 @@ async def request(desk: Desk, clock: WallClock, key: str, chance: random.Random)
     """Hold, perhaps extend, settle within or beyond the hold, or give up before the engine."""
     identity = desk.identify(key)
     receipt = new_id("rcpt", clock.now_ns())
-    worst = desk.prices.worst(MODEL, chance.randrange(1, 400), chance.randrange(1, 400))
+    worst = desk.prices.at(clock.now_ns()).worst(MODEL, chance.randrange(1, 400), chance.randrange(1, 400))
     hold = await promised(desk, identity, receipt, worst)
     try:
         desk.trim(hold, Amount(ustu=worst.ustu - worst.ustu // 5, nano=worst.nano - worst.nano // 5))
         await asyncio.sleep(chance.random() * 0.01)
         if chance.random() < 0.2:
             with contextlib.suppress(BudgetSpent):
-                desk.extend(hold, desk.prices.worst(MODEL, 0, chance.randrange(1, 100)))
+                desk.extend(hold, hold.prices.worst(MODEL, 0, chance.randrange(1, 100)))
         usage = Usage(
             input=chance.randrange(0, 300), output=chance.randrange(0, 350), cached_input=chance.randrange(0, 50)
         )

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.support.exchange import holding, opening
 from tests.unit.exchange.test_exchange_desk import KEY, PRICES, Disk, directory, lease, written
-from tests.unit.exchange.test_exchange_ledger import holding, opening, settling
+from tests.unit.exchange.test_exchange_ledger import settling
 
 from tokenworks.core.clock import ManualClock
 from tokenworks.core.errors import BudgetSpent, LedgerRefused
 from tokenworks.core.words import Amount
-from tokenworks.exchange.budget import Shortage
+from tokenworks.exchange.budget import Shortage, burns
 from tokenworks.exchange.calendar import window_start_ns
 from tokenworks.exchange.desk import Desk
 from tokenworks.exchange.ledger import apply
@@ -267,7 +268,7 @@ async def test_an_account_that_pays_as_it_goes_uses_its_package_first(disk: Disk
     assert await desk.refill(short.value)
     hold = desk.hold(identity, "r", TEN, "served")
     assert asked == [{"g:p": 10}]
-    assert hold.promise.burns() == (Burn(grant="p", ustu=10),)
+    assert burns(hold.parts) == (Burn(grant="p", ustu=10),)
     assert hold.amount == Amount(ustu=10, nano=0)
 
 
@@ -324,7 +325,7 @@ def test_a_hold_over_midnight_is_written_in_the_window_of_its_promise(disk: Disk
     desk.trim(hold, TEN)
     [placed] = written(disk)
     assert isinstance(placed, PlaceHold)
-    assert hold.promise.windows == (DAY_NS, DAY_NS)
+    assert hold.windows == (DAY_NS, DAY_NS)
     assert window_start_ns("day", placed.at_ns) == DAY_NS
 
 

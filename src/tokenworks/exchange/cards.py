@@ -6,9 +6,10 @@ JSON, so that anybody with the public key can check what a receipt cites.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from fractions import Fraction
 from typing import Any, Literal, TypeVar
 
@@ -120,57 +121,65 @@ def in_force(cards: Iterable[_Card], time_ns: int) -> _Card | None:
     return max((card for card in cards if card.effective_ns <= time_ns), key=lambda c: c.effective_ns, default=None)
 
 
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    card: list[dict[str, Any]] = []
+    book: list[dict[str, Any]] = []
+
+
 def read_cards(text: str) -> tuple[tuple[RateCard, ...], tuple[PriceBook, ...]]:
     """Cards and books as TOML, in the form of ``data/prices.toml``. Raises BadQuantity for what cannot be booked."""
-    raw: dict[str, Any] = tomllib.loads(text)
-    return tuple(_card(card) for card in raw["card"]), tuple(_book(book) for book in raw.get("book", ()))
+    try:
+        file = msgspec.convert(tomllib.loads(text), _File)
+        return tuple(_card(raw) for raw in file.card), tuple(_book(raw) for raw in file.book)
+    except BadQuantity:
+        raise
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
+        raise BadQuantity(f"that is no price list: {error}", hint="write it like the shipped prices.toml") from None
 
 
-def _card(card: dict[str, Any]) -> RateCard:
-    return RateCard(
-        version=card["version"],
-        series=card["series"],
-        effective_ns=_instant_ns(card["effective"]),
-        reference_class=card["reference_class"],
-        lines=tuple(
-            RateLine(model=line["model"], ustu={b: _ustu(line[b]) for b in BUCKETS if b in line})
-            for line in card["line"]
-        ),
-    )
+def _card(raw: dict[str, Any]) -> RateCard:
+    lines = [
+        RateLine(model=model, ustu={bucket: _ustu(text) for bucket, text in said.items()})
+        for model, said, _ in _lines(raw, charged=True)
+    ]
+    return msgspec.convert({"type": "rate_card", "effective_ns": _effective_ns(raw), **raw, "lines": lines}, RateCard)
 
 
-def _book(book: dict[str, Any]) -> PriceBook:
-    currency = book["currency"]
-    return PriceBook(
-        version=book["version"],
-        series=book["series"],
-        effective_ns=_instant_ns(book["effective"]),
-        currency=currency,
-        kind=book["kind"],
-        source=book["source"],
-        lines=tuple(
-            PriceLine(
-                model=line["model"],
-                nano_per_mtok={b: _nano(line[b], currency) for b in BUCKETS if b in line},
-                price_class=line.get("price_class", "standard"),
-                tier=line.get("tier", "standard"),
-            )
-            for line in book["line"]
-        ),
-    )
+def _book(raw: dict[str, Any]) -> PriceBook:
+    currency = str(raw.get("currency"))
+    lines = [
+        PriceLine(model=model, nano_per_mtok={b: _nano(text, currency) for b, text in said.items()}, **column)
+        for model, said, column in _lines(raw, charged=raw.get("kind") == "own")
+    ]
+    return msgspec.convert({"type": "price_book", "effective_ns": _effective_ns(raw), **raw, "lines": lines}, PriceBook)
 
 
-def _instant_ns(date: object) -> int:
+def _lines(raw: dict[str, Any], charged: bool) -> list[tuple[str, dict[str, str], dict[str, str]]]:
+    """Of each line its model, what it says of buckets, and its class and tier where it names them."""
+    found, general = [], not charged
+    for line in msgspec.convert(raw.pop("line", []), list[dict[str, str]]):
+        model = line.pop("model", "")
+        column: dict[str, str] = {name: line.pop(name) for name in ("price_class", "tier") if name in line}
+        for name in line.keys() - {*BUCKETS}:
+            raise BadQuantity(f"{name!r} is no usage bucket", hint=f"one of: {', '.join(BUCKETS)}")
+        general |= model == "*" and not column and {"input", "output"} <= line.keys()
+        found.append((model, line, column))
+    if not general:
+        raise BadQuantity("a card prices only some models", hint='add a line: model = "*", input and output')
+    return found
+
+
+def _effective_ns(raw: dict[str, Any]) -> int:
+    date = raw.pop("effective", None)
     if not isinstance(date, datetime) or date.tzinfo is None:
         raise BadQuantity(f"{date} is no instant", hint="write it with its zone, like 2026-11-01T00:00:00Z")
-    return int(date.astimezone(UTC).timestamp()) * NS_PER_S
+    return int(date.timestamp()) * NS_PER_S
 
 
 def _ustu(text: str) -> int:
-    exact = Fraction(text) * MICRO
-    if exact.denominator != 1 or exact < 0:
+    if not re.fullmatch(r"\d{1,9}(\.\d{1,6})?", text):
         raise BadQuantity(f"{text!r} STU per token cannot be booked", hint="use at most six decimals, not negative")
-    return int(exact)
+    return int(Fraction(text) * MICRO)
 
 
 def _nano(text: str, currency: str) -> int:

@@ -9,6 +9,7 @@ can pass on one balance. Only ``refill`` asks the ledger, when a lease runs shor
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
@@ -18,13 +19,12 @@ from tokenworks.core.ids import key_hash, key_id_of, same_hash
 from tokenworks.core.units import NS_PER_S
 from tokenworks.core.words import Amount, Decision, Delivery, EnergyLine, Interval, Request, Usage, Work
 from tokenworks.exchange import budget
-from tokenworks.exchange.budget import BudgetTree, Counter, Path, Promise, Shortage
+from tokenworks.exchange.budget import BudgetTree, Counter, Path, Promise, Purse, Shortage, burns
 from tokenworks.exchange.journal import Journal
-from tokenworks.exchange.prices import Prices, Rater
+from tokenworks.exchange.prices import TOKENS_PER_PRICE, Prices, Rater, Tariff
 from tokenworks.exchange.words import (
     Account,
     AnyCommand,
-    Burn,
     CloseInterval,
     Directory,
     ExtendHold,
@@ -56,16 +56,25 @@ class Identity:
         self.account, self.key, self.path = account, key, path
 
 
-class Hold:
+class Hold(Promise):
     """A promise on a budget path, and whose journal has it."""
 
-    __slots__ = ("identity", "journal", "model", "open", "promise", "promised_ns", "receipt", "spent_ns", "written")
+    __slots__ = ("identity", "journal", "model", "open", "prices", "promised_ns", "receipt", "spent_ns", "written")
 
     def __init__(
-        self, identity: Identity, path: Path, promised_ns: int, receipt: str, model: str, journal: Journal
+        self,
+        identity: Identity,
+        path: Path,
+        promised_ns: int,
+        receipt: str,
+        model: str,
+        journal: Journal,
+        prices: Prices,
     ) -> None:
         self.identity, self.receipt, self.model, self.journal = identity, receipt, model, journal
-        self.promise = Promise(path)
+        self.prices = prices
+        """What holds for this request to its end: the prices in force when it was promised."""
+        super().__init__(path)
         self.promised_ns = promised_ns
         self.spent_ns = 0
         """Time this request has spent in the exchange."""
@@ -76,13 +85,13 @@ class Hold:
     @property
     def amount(self) -> Amount:
         """What is held now."""
-        return Amount(ustu=self.promise.ustu, nano=self.promise.nano)
+        return Amount(ustu=self.ustu, nano=self.nano)
 
 
 class Desk:
     """One gateway's exchange. Single-threaded: it belongs to the event loop."""
 
-    def __init__(self, prices: Prices, clock: Clock, journal: Journal, ask_lease: AskLease | None = None) -> None:
+    def __init__(self, prices: Tariff, clock: Clock, journal: Journal, ask_lease: AskLease | None = None) -> None:
         self.prices, self._clock, self._journal, self._ask = prices, clock, journal, ask_lease
         self._rater = Rater(prices)
         self.budgets = BudgetTree()
@@ -152,7 +161,7 @@ class Desk:
                 idle = counter.used == counter.used_at_beat and not counter.held
                 counter.used_at_beat = counter.used
                 if idle and counter.left > 0:
-                    counter.allowance = counter.used + counter.held
+                    counter.allow(0)
                     returned[counter.id] = counter.allowance
                 elif not idle and counter.left < counter.allowance // LOW_WATER:
                     wanted[counter.id] = max(1, counter.allowance // LOW_WATER)
@@ -171,20 +180,31 @@ class Desk:
             )
         return Identity(self._accounts[found.account], found, self.budgets.path(found.budget))
 
-    def hold(self, identity: Identity, receipt: str, worst: Amount, model: str, sites: Collection[str] = ()) -> Hold:
-        """Promise the worst case.
+    def hold(
+        self,
+        identity: Identity,
+        receipt: str,
+        worst: Amount,
+        model: str,
+        sites: Collection[str] = (),
+        prices: Prices | None = None,
+    ) -> Hold:
+        """Promise the worst case, at these prices or those of now.
 
         Raises Shortage (a BudgetSpent) when leases do not cover it, ExchangeDown while the journal cannot be written or
         the ledger has not been heard for too long.
         """
         began = self._clock.now_ns()
-        self._write_backlog()
+        if self._backlog:
+            self._write_backlog()
         if began >= self._valid_ns and self._ask is not None:
             raise ExchangeDown("the ledger has not been heard for too long, so nothing can be promised")
         path = self.budgets.path(identity.key.budget)
-        budget.check_time(path, began)
-        made = Hold(identity, path, began, receipt, model, self._journal)
-        budget.hold(made.promise, worst, model, sites, began, self.prices.currency)
+        if path.expires_ns is not None:
+            budget.check_time(path, began)
+        prices = prices or self.prices.at(began)
+        made = Hold(identity, path, began, receipt, model, self._journal, prices)
+        budget.hold(made, worst, model, sites, began, prices.currency)
         self.open_holds += 1
         made.spent_ns = self._spend(began)
         return made
@@ -194,25 +214,30 @@ class Desk:
         self.busy_ns += took
         return took
 
-    def trim(self, hold: Hold, amount: Amount, site: str | None = None) -> None:
-        """Keep only what the chosen price needs, and write the hold down.
+    def trim(self, hold: Hold, amount: Amount | None = None, site: str | None = None) -> None:
+        """Keep only what the chosen price needs (None: all of it), and write the hold down.
 
         Raises ExchangeDown, and Shortage when a grant that the hold counted on does not pay at the chosen site; then
         nothing is held.
         """
-        began, promise = self._clock.now_ns(), hold.promise
-        elsewhere = any(purse.grant.sites and site not in purse.grant.sites for purse, _ in promise.parts)
-        if elsewhere or not promise.ustu or amount.ustu < promise.ustu or amount.nano < promise.nano:
-            budget.settle(promise, 0, 0, ())
+        began = self._clock.now_ns()
+        elsewhere = False
+        for purse, _ in hold.parts:
+            if purse.grant.sites and site not in purse.grant.sites:
+                elsewhere = True
+        less = amount is not None and (amount.ustu < hold.ustu or amount.nano < hold.nano)
+        if elsewhere or less or not hold.ustu:
+            amount = amount or hold.amount
+            budget.settle(hold, 0, 0, ())
             hold.promised_ns = began
-            budget.hold(promise, amount, hold.model, _sites(site), began, self.prices.currency)
+            budget.hold(hold, amount, hold.model, _sites(site), began, hold.prices.currency)
         command = PlaceHold(
             receipt=hold.receipt,
             budget=hold.identity.key.budget,
-            ustu=promise.ustu,
-            nano=promise.nano,
+            ustu=hold.ustu,
+            nano=hold.nano,
             at_ns=hold.promised_ns,
-            parts=promise.burns(),
+            parts=burns(hold.parts),
         )
         try:
             hold.journal.append(encode_command(command))
@@ -224,11 +249,11 @@ class Desk:
 
     def extend(self, hold: Hold, more: Amount, site: str | None = None) -> None:
         """Promise more for a stream that goes on. Raises Shortage or ExchangeDown; then the hold is as it was."""
-        began, promise = self._clock.now_ns(), hold.promise
-        before = (promise.ustu, promise.nano)
-        parts = budget.hold(promise, more, hold.model, _sites(site), began, self.prices.currency)
-        ustu, nano = promise.ustu - before[0], promise.nano - before[1]
-        command = ExtendHold(receipt=hold.receipt, ustu=ustu, nano=nano, parts=parts)
+        began = self._clock.now_ns()
+        before = (hold.ustu, hold.nano)
+        parts = budget.hold(hold, more, hold.model, _sites(site), began, hold.prices.currency)
+        ustu, nano = hold.ustu - before[0], hold.nano - before[1]
+        command = ExtendHold(receipt=hold.receipt, ustu=ustu, nano=nano, parts=burns(parts))
         self._write(hold.journal, command)  # if the disk refuses now it is written before anything else is
         hold.spent_ns += self._spend(began)
 
@@ -239,7 +264,7 @@ class Desk:
 
     def release(self, hold: Hold) -> None:
         """Give back a hold that was never written down."""
-        budget.settle(hold.promise, 0, 0, ())
+        budget.settle(hold, 0, 0, ())
         hold.open = False
         self.open_holds -= 1
 
@@ -260,44 +285,51 @@ class Desk:
         the account's next request. Raises ExchangeDown when the journal refuses: the books in memory have it, and it is
         written later.
         """
-        began, promise = self._clock.now_ns(), hold.promise
-        model, account = decision.chosen.model, hold.identity.account
-        price = self.prices.price(model, usage, account.price_class)
-        burned = budget.burn(promise, price.ustu)
-        covered = sum([part for _, part in burned])
-        _, nano = self._rater.rate(account.id, model, usage, account.price_class, covered_ustu=covered)
-        charged_ustu, charged_nano = min(price.ustu, promise.ustu), min(nano, promise.nano)
+        began = self._clock.now_ns()
+        identity, chosen, prices = hold.identity, decision.chosen, hold.prices
+        model, account, key = chosen.model, identity.account, identity.key
+        held_ustu, held_nano = hold.ustu, hold.nano
+        ustu, money = prices.exact(model, usage, account.price_class)
+        list_nano = -(-money // TOKENS_PER_PRICE)
+        burned: list[tuple[Purse, int]] = []
+        if hold.parts and ustu:
+            burned = budget.burn(hold, ustu)
+            money = money * (ustu - sum([part for _, part in burned])) // ustu
+        nano = self._rater.carry((account.id, account.price_class, "standard", model), money)
+        charged_ustu = ustu if ustu < held_ustu else held_ustu
+        charged_nano = nano if nano < held_nano else held_nano
         settlement = Settlement(
             receipt=hold.receipt,
-            account=hold.identity.account.id,
-            budget=hold.identity.key.budget,
-            key=hold.identity.key.id,
+            account=account.id,
+            budget=key.budget,
+            key=key.id,
             endpoint=request.endpoint,
-            model_asked=request.model,
-            model_served=decision.chosen.model,
+            model_asked=request.model_asked or request.model,
+            model_served=model,
             usage=usage,
-            ustu=price.ustu,
+            ustu=ustu,
             nano=nano,
-            loss_ustu=price.ustu - charged_ustu,
+            loss_ustu=ustu - charged_ustu,
             loss_nano=nano - charged_nano,
-            rate_card=self.prices.rate_card,
-            price_book=self.prices.price_book,
-            currency=self.prices.currency,
+            rate_card=prices.rate_card,
+            price_book=prices.price_book,
+            currency=prices.currency,
             decision=decision,
             delivery=delivery,
             work=work,
             estimate=estimate,
-            held_ustu=promise.ustu,
-            held_nano=promise.nano,
+            held_ustu=held_ustu,
+            held_nano=held_nano,
             hold_ns=hold.spent_ns,
             arrived_ns=request.arrived_ns,
             at_ns=began,
-            list_nano=price.nano,
-            burned=tuple([Burn(grant=purse.grant.id, ustu=part) for purse, part in burned]),
+            list_nano=list_nano,
+            burned=burns(burned),
             entity=entity,
+            lane=request.lane,
         )
         # Memory first: the tokens are spent whether or not the disk takes the record now.
-        budget.settle(promise, charged_ustu, charged_nano, burned)
+        budget.settle(hold, charged_ustu, charged_nano, burned)
         hold.open = False
         self.open_holds -= 1
         self._write(hold.journal, Settle(settlement=settlement))
@@ -309,6 +341,10 @@ class Desk:
         self._write(self._journal, CloseInterval(interval=interval))
 
     def _write(self, journal: Journal, command: AnyCommand) -> None:
+        if not self._backlog:
+            with contextlib.suppress(ExchangeDown):
+                journal.append(encode_command(command))
+                return
         self._backlog.append((journal, command))
         self._write_backlog()
 

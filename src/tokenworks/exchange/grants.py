@@ -37,17 +37,21 @@ def _breakage(grant: Grant, ustu: int, nano: int) -> list[Entry]:
     """Lines on the day of expiry: what will be left then expires, and its money is earned."""
     if grant.expires_ns is None:
         return []
-    found = lines(
+    return lines(
         ("stu", f"stock/{grant.account}", -ustu),
         ("stu", "expired", ustu),
         ("money", f"deferred/{grant.account}", nano),
         ("money", "revenue/breakage", -nano),
+        at_ns=grant.expires_ns,
     )
-    return [line._replace(at_ns=grant.expires_ns) for line in found]
 
 
 def sell_grant(state: State, grant: Grant) -> list[Entry]:
     known(grant.account, "account", state.accounts)
+    if grant.budget:
+        known(grant.budget, "budget", state.budgets)
+        if state.budgets[grant.budget].account != grant.account:
+            raise LedgerRefused(f"budget {grant.budget!r} is of another account")
     if grant.id in state.grants:
         if msgspec.structs.replace(state.grants[grant.id], used_ustu=0, ended_ns=None, refund_nano=0) == grant:
             return []

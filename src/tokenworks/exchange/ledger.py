@@ -11,7 +11,7 @@ money    deferred/{account}      sold packages that are not used yet: a debt in 
 money    revenue/tokens          earned by the operator's own sites
 money    revenue/fees            the pool's fee on what other entities' sites earned
 money    revenue/breakage        value of what expired unused, booked ahead at the sale for the day of expiry
-money    payable/entity/{name}   owed to an entity for what its sites served
+money    payable/entity/{name}   owed to an entity for what its sites served; see ``settlement`` for what follows
 money    loss/operator           delivered beyond a hold or a lease: the operator's, never the customer's
 money    payable/power/{supply}  owed to a supply for energy
 money    cost/energy/{part}      energy money by where the energy went (requests, idle, overhead, service)
@@ -28,14 +28,18 @@ energy   requests/{site} ...     idle, service, overhead, residual: where each m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from tokenworks.core.errors import LedgerRefused
 from tokenworks.core.words import Interval
 from tokenworks.exchange.calendar import window_start_ns
+from tokenworks.exchange.clearing_words import OPERATOR, ClearingCommand
 from tokenworks.exchange.grants import burn, end_grant, sell_grant
-from tokenworks.exchange.limits import add_key, give_lease, set_budget
-from tokenworks.exchange.state import BOOKS, LEDGER, Entry, Source, State, known, lines
+from tokenworks.exchange.limits import add_key, give_lease, open_account, set_budget
+from tokenworks.exchange.settlement import DAY_NS, clear, home_of, note_served
+from tokenworks.exchange.state import BOOKS, LEDGER, Entry, Leased, Source, State, known, lines
 from tokenworks.exchange.words import (
     AddKey,
     AnyCommand,
@@ -62,30 +66,69 @@ from tokenworks.exchange.words import (
 
 def apply(state: State, command: AnyCommand, source: Source = LEDGER) -> list[Entry]:
     """Change the state by one command and return its entries. Raises LedgerRefused and then changes nothing."""
-    entries = _step(state, command, source)
+    entries = step(state, command, source)
+    count(state)
+    sums: dict[tuple[str, str], int] = {}
     for book, account, amount, _ in entries:
-        state.balances[book, account] = state.balances.get((book, account), 0) + amount
+        sums[book, account] = sums.get((book, account), 0) + amount
+    post(state, sums)
     return entries
 
 
-def _step(state: State, command: AnyCommand, source: Source) -> list[Entry]:
+def step(state: State, command: AnyCommand, source: Source) -> list[Entry]:
+    """``apply`` for one of many commands: at their end the caller must ``count``, and ``post`` the sums of entries."""
+    if isinstance(command, Settle):
+        return _settle(state, command.settlement, source)
+    if isinstance(command, PlaceHold | ExtendHold):
+        if source not in state.ended:  # otherwise what it settles will be the operator's loss
+            _place_hold(state, command, source) if isinstance(command, PlaceHold) else _extend_hold(state, command)
+        return []
+    count(state)
+    return _step(state, command)
+
+
+def count(state: State) -> None:
+    """Bring what requests held and were charged to the tallies of their paths and to the leases of their gateways."""
+    for (source, budget, day), (held_ustu, held_nano, ustu, nano, settled) in sorted(state.due.items(), key=_by_day):
+        way, leases = state.way(budget), state.leases.get(source, {})
+        for tally in way.tallies:
+            tally.held_ustu += held_ustu
+            tally.held_nano += held_nano
+            tally.spent_ustu += ustu
+            tally.spent_nano += nano
+        for tally, window, money, tokens in way.limited if settled else ():
+            # A hold counts in the window in which it was placed; a window that is over is over.
+            window_ns = window_start_ns(window, day * DAY_NS)
+            if tally.roll(window_ns):
+                tally.window_ustu += ustu
+                tally.window_nano += nano
+            for counter, charged in ((money, nano), (tokens, ustu)):
+                if (lease := leases.get(counter)) is not None and lease.window_ns == window_ns:
+                    lease.used += charged
+    state.due.clear()
+
+
+def _by_day(due: tuple[tuple[Source, str, int], list[int]]) -> int:
+    return due[0][2]
+
+
+def post(state: State, sums: Mapping[tuple[str, str], int]) -> None:
+    """Add what was booked to the balances; no command reads them."""
+    for key, amount in sums.items():
+        state.balances[key] = state.balances.get(key, 0) + amount
+
+
+def _step(state: State, command: AnyCommand) -> list[Entry]:
     match command:
-        case PlaceHold() | ExtendHold() if source in state.ended:
-            pass  # nothing can be promised any more; what it settles will be the operator's loss
-        case PlaceHold():
-            _place_hold(state, command)
-        case ExtendHold():
-            _extend_hold(state, command)
-        case Settle():
-            return _settle(state, command.settlement, source)
         case Void():
             _release(state, command.receipt)
         case CloseInterval():
             return close_interval(state, command.interval)
         case OpenAccount(account=account):
-            state.accounts[account.id] = account
+            open_account(state, account)
         case SetBudget():
             set_budget(state, command.budget, command.at_ns)
+            state.ways.clear()
         case AddKey():
             add_key(state, command.key)
         case RevokeKey():
@@ -104,9 +147,13 @@ def _step(state: State, command: AnyCommand, source: Source) -> list[Entry]:
         case SetEntity(entity=entity):
             if not 0 <= entity.fee_permille <= 1000:
                 raise LedgerRefused("a fee is 0 to 1000 permille")
+            if entity.name == OPERATOR and not entity.own:
+                raise LedgerRefused(f"{OPERATOR!r} is the pool's operator itself")
             state.entities[entity.name] = entity
         case DescribeSite(facts=facts):
             state.sites[facts.site] = facts
+        case ClearingCommand():
+            return clear(state, command)
         case GiveLease():
             give_lease(state, command)
         case MarkRead():
@@ -117,30 +164,38 @@ def _step(state: State, command: AnyCommand, source: Source) -> list[Entry]:
     return []
 
 
-def _place_hold(state: State, command: PlaceHold) -> None:
+def _place_hold(state: State, command: PlaceHold, source: Source) -> None:
     known(command.budget, "budget", state.budgets)
-    if min([command.ustu, command.nano, *(part.ustu for part in command.parts)]) < 0:
+    parts = [part.ustu for part in command.parts]
+    if min(command.ustu, command.nano, *parts) < 0:
         raise LedgerRefused("a hold cannot be negative")
-    if sum(part.ustu for part in command.parts) > command.ustu:
+    if sum(parts) > command.ustu:
         raise LedgerRefused("grants cannot hold more than the request")
     for part in command.parts:
         known(part.grant, "grant", state.grants)
-        if state.grants[part.grant].account != state.budgets[command.budget].account:
+        grant = state.grants[part.grant]
+        if grant.account != state.budgets[command.budget].account:
             raise LedgerRefused(f"grant {part.grant!r} is of another account")
+        if grant.budget and grant.budget not in state.path(command.budget):
+            raise LedgerRefused(f"grant {part.grant!r} is of another budget")
     old = state.holds.get(command.receipt)
     if old is not None:
         if old != command:
             raise LedgerRefused(f"{command.receipt} is held already with another amount")
         return
     state.holds[command.receipt] = command
-    _hold(state, command.budget, command.ustu, command.nano)
+    _due(state, source, command, command.ustu, command.nano)
 
 
-def _hold(state: State, budget: str, ustu: int, nano: int) -> None:
-    for node in state.path(budget):
-        tally = state.tallies[node]
-        tally.held_ustu += ustu
-        tally.held_nano += nano
+def _due(state: State, source: Source, hold: PlaceHold, ustu: int, nano: int) -> list[int]:
+    """Hold so much more, to be counted."""
+    key = source, hold.budget, hold.at_ns // DAY_NS
+    due = state.due.get(key)
+    if due is None:
+        due = state.due[key] = [0, 0, 0, 0, 0]
+    due[0] += ustu
+    due[1] += nano
+    return due
 
 
 def _extend_hold(state: State, command: ExtendHold) -> None:
@@ -152,15 +207,20 @@ def _extend_hold(state: State, command: ExtendHold) -> None:
     state.holds[command.receipt] = msgspec.structs.replace(
         hold, ustu=hold.ustu + command.ustu, nano=hold.nano + command.nano, parts=hold.parts + command.parts
     )
-    _hold(state, hold.budget, command.ustu, command.nano)
+    _due(state, LEDGER, hold, command.ustu, command.nano)
 
 
-def _release(state: State, receipt: str) -> PlaceHold:
-    hold = state.holds.pop(receipt, None)
+def _held(state: State, receipt: str) -> PlaceHold:
+    hold = state.holds.get(receipt)
     if hold is None:
         raise LedgerRefused(f"{receipt} has no open hold", hint="a hold is settled or voided once")
-    _hold(state, hold.budget, -hold.ustu, -hold.nano)
     return hold
+
+
+def _release(state: State, receipt: str) -> None:
+    hold = _held(state, receipt)
+    del state.holds[receipt]
+    _due(state, LEDGER, hold, -hold.ustu, -hold.nano)
 
 
 def as_booked(state: State, settled: Settlement, source: Source) -> Settlement:
@@ -174,65 +234,61 @@ def as_booked(state: State, settled: Settlement, source: Source) -> Settlement:
 
 def _settle(state: State, settled: Settlement, source: Source) -> list[Entry]:
     charged_ustu, charged_nano = settled.ustu - settled.loss_ustu, settled.nano - settled.loss_nano
-    burned = sum(part.ustu for part in settled.burned)
-    amounts = [charged_ustu, charged_nano, settled.loss_ustu, settled.loss_nano, charged_ustu - burned]
-    if min(amounts + [part.ustu for part in settled.burned]) < 0:
+    burned = [part.ustu for part in settled.burned]
+    left = charged_ustu - sum(burned)
+    if min(charged_ustu, charged_nano, settled.loss_ustu, settled.loss_nano, left, *burned) < 0:
         raise LedgerRefused(f"{settled.receipt} would settle a negative amount")
     if settled.receipt in state.holds or source not in state.ended:
         _settle_hold(state, settled, source, charged_ustu, charged_nano)
     elif charged_ustu or charged_nano:
         raise LedgerRefused(f"{settled.receipt} comes too late to charge anybody")
-    entity = state.entities.get(settled.entity, Entity(name=settled.entity or "own", own=True))
+    entity = state.entities.get(settled.entity) or Entity(name=settled.entity or "own", own=True)
     recognised, entries = burn(state, settled)
-    earned = settled.nano + recognised
-    fee = 0 if entity.own else earned * entity.fee_permille // 1000
-    return entries + lines(
-        ("stu", f"customer/{settled.account}", charged_ustu),
+    earned, home, customer = settled.nano + recognised, home_of(state, settled.account), f"customer/{settled.account}"
+    fee = 0 if entity.own or entity.name == home else earned * entity.fee_permille // 1000
+    entries += lines(
+        ("stu", customer, charged_ustu),
         ("stu", "loss/operator", settled.loss_ustu),
         ("stu", f"served/{entity.name}", -settled.ustu),
-        ("money", f"customer/{settled.account}", charged_nano),
+        ("money", customer, charged_nano),
         ("money", "loss/operator", settled.loss_nano),
         ("money", "revenue/fees", -fee),
         ("money", "revenue/tokens" if entity.own else f"payable/entity/{entity.name}", fee - earned),
     )
+    return entries if entity.own and home == OPERATOR else note_served(state, settled, entries)
 
 
 def _settle_hold(state: State, settled: Settlement, source: Source, charged_ustu: int, charged_nano: int) -> None:
-    """Check a settlement against its hold, then count it on the budget path and on the leases of its gateway."""
-    hold = state.holds.get(settled.receipt)
-    if hold is not None:
-        if charged_ustu > hold.ustu or charged_nano > hold.nano:
-            raise LedgerRefused(f"{settled.receipt} would charge more than was held")
-        if (settled.account, settled.budget) != (state.budgets[hold.budget].account, hold.budget):
-            raise LedgerRefused(f"{settled.receipt} was held on budget {hold.budget!r}", hint="who holds is who pays")
-        promised: dict[str, int] = {}
-        for part in hold.parts:
-            promised[part.grant] = promised.get(part.grant, 0) + part.ustu
-        burned: dict[str, int] = {}
-        for part in settled.burned:
-            burned[part.grant] = burned.get(part.grant, 0) + part.ustu
-            grant = state.grants.get(part.grant)
-            left = 0 if grant is None else grant.size_ustu - grant.used_ustu
-            if burned[part.grant] > min(promised.get(part.grant, 0), left):
-                raise LedgerRefused(f"{settled.receipt} would burn more of a grant than was held")
-    hold = _release(state, settled.receipt)
-    leases = state.leases.get(source, {})
+    """Check a settlement against its hold, then note it for the budget path and the leases of its gateway."""
+    hold = _held(state, settled.receipt)
+    if charged_ustu > hold.ustu or charged_nano > hold.nano:
+        raise LedgerRefused(f"{settled.receipt} would charge more than was held")
+    if settled.budget != hold.budget or settled.account != state.budgets[hold.budget].account:
+        raise LedgerRefused(f"{settled.receipt} was held on budget {hold.budget!r}", hint="who holds is who pays")
+    if settled.burned:
+        _burn_hold(state, settled, hold, state.leases.get(source, {}))
+    del state.holds[settled.receipt]
+    due = _due(state, source, hold, -hold.ustu, -hold.nano)
+    due[2] += charged_ustu
+    due[3] += charged_nano
+    due[4] += 1
+
+
+def _burn_hold(state: State, settled: Settlement, hold: PlaceHold, leases: dict[str, Leased]) -> None:
+    """What grants pay was promised of them, and they have it; count it on their leases."""
+    promised: dict[str, int] = {}
+    for part in hold.parts:
+        promised[part.grant] = promised.get(part.grant, 0) + part.ustu
+    burned: dict[str, int] = {}
     for part in settled.burned:
-        if (lease := leases.get(f"g:{part.grant}")) is not None:
-            lease.used += part.ustu
-    for node in state.path(hold.budget):
-        tally = state.tallies[node]
-        tally.spent_ustu += charged_ustu
-        tally.spent_nano += charged_nano
-    for node in state.limited_path(hold.budget):
-        # A hold counts in the window in which it was placed; a window that is over is over.
-        window_ns = window_start_ns(state.budgets[node].window, hold.at_ns)
-        if state.tallies[node].roll(window_ns):
-            state.tallies[node].window_ustu += charged_ustu
-            state.tallies[node].window_nano += charged_nano
-        for counter, charged in ((f"n:{node}", charged_nano), (f"u:{node}", charged_ustu)):
-            if (lease := leases.get(counter)) is not None and lease.window_ns == window_ns:
-                lease.used += charged
+        burned[part.grant] = burned.get(part.grant, 0) + part.ustu
+        grant = state.grants.get(part.grant)
+        left = 0 if grant is None else grant.size_ustu - grant.used_ustu
+        if burned[part.grant] > min(promised.get(part.grant, 0), left):
+            raise LedgerRefused(f"{settled.receipt} would burn more of a grant than was held")
+    for name, ustu in burned.items():
+        if (lease := leases.get(f"g:{name}")) is not None:
+            lease.used += ustu
 
 
 def close_interval(state: State, interval: Interval) -> list[Entry]:

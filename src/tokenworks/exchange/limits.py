@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from tokenworks.core.errors import LeasedOut, LedgerRefused
 from tokenworks.exchange.calendar import window_start_ns
+from tokenworks.exchange.clearing_words import OPERATOR
 from tokenworks.exchange.state import DEPTH_MAX, Leased, State, Tally, known
-from tokenworks.exchange.words import Budget, GiveLease, Key, Lease
+from tokenworks.exchange.words import Account, Budget, GiveLease, Key, Lease
+
+
+def open_account(state: State, account: Account) -> None:
+    if account.home != state.accounts.get(account.id, account).home:
+        raise LedgerRefused(f"account {account.id!r} has another home", hint="an account cannot be moved")
+    if account.home != OPERATOR:
+        known(account.home, "entity", state.entities)
+        if state.entities[account.home].own:
+            raise LedgerRefused(f"{account.home!r} is the operator itself", hint="leave the home out")
+    state.accounts[account.id] = account
 
 
 def set_budget(state: State, budget: Budget, at_ns: int) -> None:
@@ -32,7 +43,8 @@ def set_budget(state: State, budget: Budget, at_ns: int) -> None:
 def _change_window(state: State, old: Budget, new: Budget, at_ns: int) -> None:
     """Another window for a limit. What was spent counts on: all of it without a window, else what the old one had."""
     window_ns, tally = window_start_ns(old.window, at_ns), state.tallies[old.id]
-    if any(state.out(f"{kind}:{old.id}", window_ns) for kind in "nu"):
+    # A hold of an earlier window would settle in the new one, for which nobody leased it.
+    if tally.held_nano or tally.held_ustu or any(state.out(f"{kind}:{old.id}", window_ns) for kind in "nu"):
         hint = "try again in a few seconds, when no request is in flight"
         raise LeasedOut(f"budget {old.id!r} is leased to gateways, so its window cannot change now", hint=hint)
     tally.roll(window_ns)

@@ -49,6 +49,7 @@ class LedgerLink:
         self._stream: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
         self._epoch: int | None = None
+        self._first_epoch: int | None = None
         self._closed = False
 
     @property
@@ -62,7 +63,7 @@ class LedgerLink:
         while True:
             try:
                 welcome = await self._connect()
-                self._epoch = welcome.epoch
+                self._epoch = self._first_epoch = welcome.epoch
                 return welcome
             except (OSError, ExchangeDown):
                 if self._clock.now_ns() > deadline:
@@ -140,11 +141,19 @@ class LedgerLink:
         return msgspec.convert(raw, list[Lease])
 
     async def restart(self) -> Welcome:
-        """Begin a new epoch on the same link, after the old one was ended. Raises as ``call``."""
-        raw = await self.call("hello", writer=self._writer_name, epoch=None)
+        """Begin a new epoch on the same link, after the old one was ended: what is in flight there may still settle.
+
+        Raises as ``call``.
+        """
+        raw = await self.call("hello", writer=self._writer_name, epoch=None, lives_since=self._first_epoch)
         welcome = msgspec.convert(raw, Welcome, builtin_types=(bytes,))
         self._epoch = welcome.epoch
         return welcome
+
+    async def unmetered(self) -> tuple[Work, ...]:
+        """Settled works that no closed interval has, as of now. Raises as ``call``."""
+        raw = await self.call("hello", writer=self._writer_name, epoch=self._epoch)
+        return msgspec.convert(raw, Welcome, builtin_types=(bytes,)).unmetered
 
     async def close(self) -> None:
         """Hang up."""

@@ -7,10 +7,11 @@ so that a period's total is quantity times price. Cards and books are versioned,
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping
 from importlib import resources
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from tokenworks.core.errors import BadQuantity, NotFound
 from tokenworks.core.words import BUCKETS, Amount, Usage, Word
@@ -19,7 +20,7 @@ from tokenworks.exchange.cards import Card, PriceBook, RateCard, Signature, in_f
 TOKENS_PER_PRICE = 1_000_000
 REMEMBERED_MAX = 100_000
 """Remainders that a Rater keeps. The one unused for longest is dropped: under one nano, in the customer's favour."""
-_STANDS_IN = {"cached_input": "input", "cache_write": "input", "reasoning": "output"} | dict.fromkeys(
+STANDS_IN = {"cached_input": "input", "cache_write": "input", "reasoning": "output"} | dict.fromkeys(
     ("image", "audio", "video"), "input"
 )
 """What a bucket costs that a line does not name: no token is ever left without a price."""
@@ -58,6 +59,10 @@ class Prices(Word, frozen=True, dict=True):
             dearest = [max(t[b] for b in BUCKETS[a:z]) for a, z in ((0, 3), (3, 5)) for t in (rates, prices)]
             made[model] = (tuple(rates.values()), tuple(prices.values()), tuple(dearest))
         return made
+
+    def at(self, time_ns: int) -> Prices:
+        """These, always."""
+        return self
 
     def _line(self, model: str, price_class: str, tier: str) -> _Line:
         tables = self._tables
@@ -105,7 +110,7 @@ def _fallbacks(key: str) -> tuple[str, ...]:
 
 def _whole(line: Mapping[str, int], fallback: Mapping[str, int]) -> dict[str, int]:
     """A line with all buckets: what it names, what stands in for the rest, and last the line of any model."""
-    return {b: line.get(b, line.get(_STANDS_IN.get(b, b), fallback[b])) for b in BUCKETS}
+    return {b: line.get(b, line.get(STANDS_IN.get(b, b), fallback[b])) for b in BUCKETS}
 
 
 class Rater:
@@ -115,9 +120,8 @@ class Rater:
     the floor of what was used; a new epoch starts at 0 and so forgoes less than one nano per line.
     """
 
-    def __init__(self, prices: Prices, remembered_max: int = REMEMBERED_MAX) -> None:
+    def __init__(self, prices: Tariff, remembered_max: int = REMEMBERED_MAX) -> None:
         self.prices = prices
-        """May be replaced when a new book comes into force; remainders stay."""
         self._rests: OrderedDict[tuple[str, str, str, str], int] = OrderedDict()
         self._max = remembered_max
 
@@ -132,33 +136,29 @@ class Rater:
         price_class: str = "standard",
         tier: str = "standard",
         covered_ustu: int = 0,
+        arrived_ns: int = 0,
     ) -> tuple[int, int]:
         """(micro-STU, nano) of a request. The nano are for what ``covered_ustu`` of grants leave, in proportion.
 
+        It costs what held when it arrived; the remainder outlives a change of prices.
         They never exceed ``Prices.price`` of the same usage, so a hold of ``Prices.worst`` covers them.
         """
-        ustu, money = self.prices.exact(model, usage, price_class, tier)
+        ustu, money = self.prices.at(arrived_ns).exact(model, usage, price_class, tier)
         if covered_ustu and ustu:
             money = money * max(0, ustu - covered_ustu) // ustu
-        key, rests = (account, price_class, tier, model), self._rests
+        return ustu, self.carry((account, price_class, tier, model), money)
+
+    def carry(self, key: tuple[str, str, str, str], money: int) -> int:
+        """Whole nano of an exact sum and what was left over before, under (account, class, tier, model)."""
+        rests = self._rests
         nano, rests[key] = divmod(rests.get(key, 0) + money, TOKENS_PER_PRICE)
         rests.move_to_end(key)
         if len(rests) > self._max:
             rests.popitem(last=False)
-        return ustu, nano
+        return nano
 
 
-class Comparison(NamedTuple):
-    """What the same usage would cost at somebody's published prices; ``nano`` of ``currency``, never converted."""
-
-    series: str
-    version: str
-    source: str
-    currency: str
-    nano: int
-
-
-class PriceList(Word, frozen=True):
+class PriceList(Word, frozen=True, dict=True):
     """All cards and books of a grid in one currency, past and to come, with the signatures of those that have one."""
 
     currency: str
@@ -166,27 +166,40 @@ class PriceList(Word, frozen=True):
     books: tuple[PriceBook, ...] = ()
     signatures: dict[str, Signature] = {}
     """A card's ``name`` -> its signature. Shipped cards have none."""
+    rates: Lines = {}
+    prices: Lines = {}
+    """Lines of a grid file: they lie over whatever card and book are in force."""
+    laid: str = ""
+    """The version of these lines."""
+    _changes: ClassVar[list[int]]
+    _made: ClassVar[dict[int, Prices]]
 
     def __post_init__(self) -> None:
-        every = self._every()
+        every = self.every_card()
         if len({c.name for c in every}) < len(every) or len({(c.line_of, c.effective_ns) for c in every}) < len(every):
             raise BadQuantity("two cards or books have one version or one effective date", hint="give each its own")
-
-    def _every(self) -> list[Card]:
-        return [*self.cards, *self.books]
+        self.__dict__["_changes"] = sorted({card.effective_ns for card in every})
+        self.__dict__["_made"] = {}
 
     def at(self, time_ns: int) -> Prices:
         """What holds at an instant. Raises NotFound before the first card; without an own book money is 0."""
+        number = bisect_right(self._changes, time_ns)
+        found = self._made.get(number)
+        if found is None:
+            found = self._made[number] = self._at(time_ns)
+        return found
+
+    def _at(self, time_ns: int) -> Prices:
         card = in_force(self.cards, time_ns)
+        book = in_force([b for b in self.books if b.kind == "own" and b.currency == self.currency], time_ns)
         if card is None:
             raise NotFound("no rate card was in force then", hint="its first version has the earliest effective date")
-        book = in_force([b for b in self.books if b.kind == "own" and b.currency == self.currency], time_ns)
         classes: dict[str, Lines] = {"standard": {}}
         for line in book.lines if book else ():
             key = line.price_class if line.tier == "standard" else f"{line.price_class}/{line.tier}"
             classes.setdefault(key, {})[line.model] = line.nano_per_mtok
         standard = classes.pop("standard")
-        return Prices(
+        found = Prices(
             currency=self.currency,
             rate_card=card.version,
             price_book=book.version if book else "none",
@@ -194,24 +207,35 @@ class PriceList(Word, frozen=True):
             prices=_complete(standard),
             classes=classes,
         )
+        return with_lines(found, self.rates, self.prices, self.laid)
+
+    def every_card(self) -> list[Card]:
+        """Cards and books, whatever their date."""
+        return [*self.cards, *self.books]
+
+    def every(self) -> list[Prices]:
+        """What holds, held or will hold: one for each change since the first card."""
+        first_ns = min(card.effective_ns for card in self.cards)
+        return [self.at(change_ns) for change_ns in self._changes if change_ns >= first_ns]
 
     def next_change_ns(self, time_ns: int) -> int | None:
         """When what ``at`` says may next be different."""
-        return min((c.effective_ns for c in self._every() if c.effective_ns > time_ns), default=None)
+        return next((change_ns for change_ns in self._changes if change_ns > time_ns), None)
 
-    def compare(self, model: str, usage: Usage, time_ns: int) -> tuple[Comparison, ...]:
-        """This usage at the list prices in force, for those that price this model (or any) in input and output."""
+    def listed(self, model: str, time_ns: int) -> list[tuple[PriceBook, dict[str, int]]]:
+        """List prices in force of those who price this model, or any, in and out: nano per million tokens by bucket."""
         found = []
-        for series in sorted({book.series for book in self.books if book.kind == "list"}):
-            book = in_force([b for b in self.books if (b.kind, b.series) == ("list", series)], time_ns)
+        for series in sorted({book.line_of for book in self.books if book.kind == "list"}):
+            book = in_force([each for each in self.books if (each.kind, each.line_of) == ("list", series)], time_ns)
             lines = {each.model: each.nano_per_mtok for each in book.lines} if book else {}
             line = lines.get(model) or lines.get("*")
             if book and line and {"input", "output"} <= {*line}:
-                whole = _whole(line, _NOTHING)
-                money = sum(count * whole[bucket] for bucket, count in usage.counts())
-                nano = -(-money // TOKENS_PER_PRICE)
-                found.append(Comparison(series, book.version, book.source, book.currency, nano))
-        return tuple(found)
+                found.append((book, _whole(line, _NOTHING)))
+        return found
+
+
+Tariff = Prices | PriceList
+"""Says ``at`` any instant what holds then; ``Prices`` never change."""
 
 
 def _complete(lines: Lines) -> Lines:
@@ -220,21 +244,11 @@ def _complete(lines: Lines) -> Lines:
     return {**{model: _whole(line, any_model) for model, line in lines.items()}, "*": any_model}
 
 
-def read_price_list(text: str, currency: str) -> PriceList:
-    """A price list as TOML, in the form of ``data/prices.toml``. Own books in other currencies are left out.
-
-    Raises BadQuantity for an amount that cannot be booked.
-    """
-    cards, books = read_cards(text)
-    kept = tuple(book for book in books if book.kind == "list" or book.currency == currency)
-    return PriceList(currency=currency, cards=cards, books=kept)
-
-
 def shipped_prices(currency: str) -> PriceList:
     """The cards and books that come with Tokenworks. They are not signed: they are defaults, nobody's promise."""
-    return read_price_list(
-        resources.files("tokenworks.exchange").joinpath("data/prices.toml").read_text("utf-8"), currency
-    )
+    text = resources.files("tokenworks.exchange").joinpath("data/prices.toml").read_text("utf-8")
+    cards, books = read_cards(text)
+    return PriceList(currency=currency, cards=cards, books=books)
 
 
 def default_prices(currency: str) -> Prices:
@@ -242,15 +256,16 @@ def default_prices(currency: str) -> Prices:
 
     That is deliberate: nothing is converted silently, and a grid in another currency names its own prices.
     """
-    shipped = shipped_prices(currency)
-    newest: list[Card] = [*shipped.cards, *shipped.books]
-    return shipped.at(max(card.effective_ns for card in newest))
+    return shipped_prices(currency).every()[-1]
 
 
 def with_lines(
     base: Prices, rates: Mapping[str, Mapping[str, int]], prices: Mapping[str, Mapping[str, int]], version: str
 ) -> Prices:
-    """The base with lines of a grid file laid over it; a model's own line replaces the shipped one whole."""
+    """The base with lines of a grid file laid over it; a model's own line replaces the base's whole.
+
+    A receipt names both versions, since either may change without the other.
+    """
     if not rates and not prices:
         return base
     any_rate, any_price = (
@@ -258,8 +273,8 @@ def with_lines(
     )
     return Prices(
         currency=base.currency,
-        rate_card=version if rates else base.rate_card,
-        price_book=version if prices else base.price_book,
+        rate_card=f"{base.rate_card}+{version}" if rates else base.rate_card,
+        price_book=f"{base.price_book}+{version}" if prices else base.price_book,
         rates={**base.rates, "*": any_rate, **{m: _whole(line, any_rate) for m, line in rates.items()}},
         prices={**base.prices, "*": any_price, **{m: _whole(line, any_price) for m, line in prices.items()}},
         classes=base.classes,

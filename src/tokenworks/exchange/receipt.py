@@ -109,10 +109,10 @@ def _lines(
                 cost=_sourced(facts.get("device_cost"), "nano_per_hour") if cost else None,
             ),
         ]
-    return [*lines, *_upper_lines(settled, operator=operator)]
+    return [*lines, *_upper_lines(settled, facts, operator=operator)]
 
 
-def _upper_lines(settled: Settlement, *, operator: bool) -> list[View]:
+def _upper_lines(settled: Settlement, facts: dict[str, Sourced], *, operator: bool) -> list[View]:
     delivery, decision = settled.delivery, settled.decision
     engine = _known(
         layer="engine",
@@ -121,6 +121,9 @@ def _upper_lines(settled: Settlement, *, operator: bool) -> list[View]:
         queued_us=_us(delivery.queued_ns),
         prefill_us=_us(delivery.prefill_ns),
         decode_us=_us(delivery.decode_ns),
+        calibration=_sourced(facts.get(f"decode_milli_tps:{decision.chosen.replica}"), "decode_milli_tps")
+        if decision and operator
+        else None,
         provenance=delivery.timing,
     )
     exchange = _known(
@@ -150,6 +153,7 @@ def _upper_lines(settled: Settlement, *, operator: bool) -> list[View]:
         layer="agents",
         key=settled.key,
         endpoint=settled.endpoint,
+        lane=settled.lane or None,
         delivered_chunks=delivery.chunks,
         ending=delivery.ending,
         ttft_us=_us(delivery.ttft_ns),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import msgspec
 
 from tokenworks.core.errors import NotFound
 from tokenworks.core.words import LAYERS, Interval
+from tokenworks.exchange.clearing_words import Sums
 from tokenworks.exchange.receipt import EnergySum, View, receipt_view
 from tokenworks.exchange.service import LedgerService
+from tokenworks.exchange.settlement import taken_back
 from tokenworks.exchange.state import BOOKS
-from tokenworks.exchange.words import Burn, Settlement, SiteFacts
+from tokenworks.exchange.words import Settlement, SiteFacts, decode_settlement
 
 CAKE_INTERVALS_MAX = 1_000_000
 
@@ -20,7 +23,7 @@ def receipt(service: LedgerService, receipt_id: str, account: str | None, *, ope
     """One receipt; ``account`` limits it to that account's own. Raises NotFound, also for another account's receipt."""
     service.catch_up()
     rows = service.store.rows("receipt", id=receipt_id)
-    settled = msgspec.json.decode(rows[0][0], type=Settlement) if rows else None
+    settled = decode_settlement(rows[0][0]) if rows else None
     if settled is None or (account is not None and settled.account != account):
         raise NotFound(f"there is no receipt {receipt_id!r}", hint="ids look like rcpt_01hf7yat00h2e795gyc8ww9hgv")
     site = None
@@ -55,7 +58,7 @@ def _energy(service: LedgerService, settled: Settlement) -> EnergySum | None:
 def books(service: LedgerService) -> View:
     """The trial balance: every check recomputes from the single lines what the balances and budgets claim."""
     service.catch_up()
-    store, state = service.store, service.state
+    store, state, spent = service.store, service.state, _Spent(service)
     sums = {book: (int(total), int(count)) for book, total, count in store.rows("book_sums")}
     report: View = {"books": {}, "checks": []}
     for book in BOOKS:
@@ -69,14 +72,16 @@ def books(service: LedgerService) -> View:
     checks += [
         _check("every transaction sums to zero in each book", store.rows("wrong_transactions")),
         _check("balances equal the sum of their entries", store.rows("wrong_balances")),
-        _check("receipts say what was booked", store.rows("wrong_receipts")),
+        _check("receipts say what was booked", spent.wrong),
         _check("receipts equal what customers owe", _wrong_customers(service)),
-        _check("budgets equal what their receipts spent", _wrong_budgets(service)),
-        _check("grants equal what their receipts burned", _wrong_grants(service)),
+        _check("budgets equal what their receipts spent", _wrong_budgets(service, spent.budgets)),
+        _check("grants equal what their receipts burned", _wrong_grants(service, spent.grants)),
         _check("no budget and no grant is overspent", _overspent(service)),
+        _check("statements equal their lines, and entities are owed them", _wrong_statements(service)),
         _check("receipts' energy equals the energy of requests", _wrong_energy(service)),
         _check("held on budgets equals the open holds", _wrong_holds(service)),
         _check("no record was left out", store.rows("anomalies")),
+        _check("no ended journal is damaged", list(service.journals.damaged.values())),
     ]
     receipts, holds, intervals, unmetered = store.rows("counts")[0]
     report["checks"] = checks
@@ -104,10 +109,34 @@ def _wrong_customers(service: LedgerService) -> list[Any]:
     return wrong
 
 
-def _wrong_budgets(service: LedgerService) -> list[Any]:
+class _Spent:
+    """What the receipts say one by one, read once: how much of each budget and grant, and which are not as booked."""
+
+    def __init__(self, service: LedgerService) -> None:
+        self.budgets: dict[str, tuple[int, int]] = {}
+        self.grants: dict[str, int] = {}
+        self.wrong: list[Any] = []
+        for (*booked, _), said in service.store.receipts():
+            if said is None or booked != _booked(said):
+                self.wrong.append(booked[0])
+            if said is not None:
+                self._add(said)
+
+    def _add(self, said: Settlement) -> None:
+        ustu, nano = self.budgets.get(said.budget, (0, 0))
+        self.budgets[said.budget] = ustu + said.ustu - said.loss_ustu, nano + said.nano - said.loss_nano
+        for burn in said.burned:
+            self.grants[burn.grant] = self.grants.get(burn.grant, 0) + burn.ustu
+
+
+def _booked(said: Settlement) -> list[Any]:
+    return [said.receipt, said.account, said.ustu, said.nano, said.loss_ustu, said.loss_nano]
+
+
+def _wrong_budgets(service: LedgerService, by_leaf: dict[str, tuple[int, int]]) -> list[Any]:
     state = service.state
     spent: dict[str, tuple[int, int]] = {}
-    for budget, ustu, nano in service.store.rows("budget_sums"):
+    for budget, (ustu, nano) in by_leaf.items():
         for node in state.path(budget):
             before = spent.get(node, (0, 0))
             spent[node] = (before[0] + ustu, before[1] + nano)
@@ -118,11 +147,7 @@ def _wrong_budgets(service: LedgerService) -> list[Any]:
     ]
 
 
-def _wrong_grants(service: LedgerService) -> list[Any]:
-    burned: dict[str, int] = {}
-    for (text,) in service.store.rows("burns"):
-        for burn in msgspec.json.decode(text, type=tuple[Burn, ...]):
-            burned[burn.grant] = burned.get(burn.grant, 0) + burn.ustu
+def _wrong_grants(service: LedgerService, burned: dict[str, int]) -> list[Any]:
     return [
         {"grant": name, "used_ustu": grant.used_ustu, "receipts": burned.get(name, 0)}
         for name, grant in service.state.grants.items()
@@ -139,6 +164,34 @@ def _overspent(service: LedgerService) -> list[Any]:
 
 def _counters(service: LedgerService) -> set[str]:
     return {counter for leases in service.state.leases.values() for counter in leases}
+
+
+def _wrong_statements(service: LedgerService) -> list[Any]:
+    """Each line is in one statement or in none yet; both make what is owed to an entity, less what was taken back."""
+    state = service.state
+    lines = {(name, entity, home): Sums(*sums) for name, entity, home, *sums in service.store.rows("served_sums")}
+    said = {
+        (s.id, s.entity, s.home): (s.lines, s.paid_ustu + s.loss_ustu, s.paid_nano + s.loss_nano, s.fee_nano)
+        for s in state.statements.values()
+    }
+    for (entity, home), days in state.unstated.items():
+        sums = reduce(Sums.plus, days.values())
+        said["", entity, home] = (sums.lines, sums.ustu, sums.nano, sums.fee_nano)
+    found = {key: (sums.lines, sums.ustu, sums.nano, sums.fee_nano) for key, sums in lines.items()}
+    owed: dict[str, int] = {}
+    for (name, entity, _), (_, _, nano, fee_nano) in found.items():
+        if name == "" or state.statements[name].netting is None:
+            taken = taken_back(state, name)[1]
+            owed[entity] = owed.get(entity, 0) + nano - fee_nano - taken
+    books = {
+        a.removeprefix("payable/entity/"): -n for (_, a), n in state.balances.items() if a.startswith("payable/ent")
+    }
+    wrong = [
+        {"line": key, "lines": found.get(key), "stated": said.get(key)}
+        for key in {*found, *said}
+        if found.get(key) != said.get(key)
+    ]
+    return wrong + [{"entity": e, "owed": n, "lines": owed.get(e, 0)} for e, n in books.items() if n != owed.get(e, 0)]
 
 
 def _wrong_energy(service: LedgerService) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The ledger process: ``python -m tokenworks.exchange.server DATA [STORE]``. It ends when its standard input does.
+"""The ledger process: ``python -m tokenworks.exchange.server DATA [STORE [KEEP_BYTES]]``. It ends when its input does.
 
 The gateway that starts it keeps the other end of that pipe, so a killed gateway leaves no ledger process behind.
 """
@@ -18,26 +18,30 @@ from typing import Any
 import msgspec
 
 from tokenworks.core.clock import Clock, WallClock
-from tokenworks.core.errors import BadRequest, TokenworksError
+from tokenworks.core.errors import BadRequest, DataDirError, TokenworksError
+from tokenworks.core.units import NS_PER_S
 from tokenworks.exchange import offices
 from tokenworks.exchange.service import LedgerService
 from tokenworks.exchange.wire import Answer, Call, News, Refusal, pack, read_message, socket_address
 
 log = logging.getLogger(__name__)
 POLL_S = 0.02
-CHECKPOINT_NS = 1_000_000_000
+CHECKPOINT_NS = NS_PER_S
 """A second between checkpoints of a log that grows."""
+PRUNE_NS = 60 * NS_PER_S
+KEEP_BYTES = 256 * 10**6
+"""How much of the journals is kept although the store has it for good."""
 CONNECTIONS_MAX = 256
 
 
 class LedgerServer:
     """Answers calls on ``DATA/ledger.sock`` and keeps the view close behind the journals."""
 
-    def __init__(self, service: LedgerService, path: Path, clock: Clock) -> None:
-        self._service, self._path, self._clock = service, path, clock
+    def __init__(self, service: LedgerService, path: Path, clock: Clock, keep_bytes: int = KEEP_BYTES) -> None:
+        self._service, self._path, self._clock, self._keep_bytes = service, path, clock, keep_bytes
         self._gateways: set[asyncio.StreamWriter] = set()
         self._told = 0
-        self._signed_ns = 0
+        self._signed_ns = self._pruned_ns = 0
         self._open = 0
         self.failed: BaseException | None = None
 
@@ -65,17 +69,26 @@ class LedgerServer:
     async def _tail(self, until: asyncio.Event) -> None:
         while True:
             try:
-                self._service.catch_up()
+                behind = self._service.advance()
                 self._service.reclaim()
                 if self._clock.now_ns() - self._signed_ns > CHECKPOINT_NS:
                     self._signed_ns = self._clock.now_ns()
                     self._service.checkpoint()
+                self._prune()
                 self._tell()
             except Exception as error:
                 self.failed = error
                 until.set()
                 return
-            await self._clock.sleep(POLL_S)
+            await self._clock.sleep(0 if behind else POLL_S)
+
+    def _prune(self) -> None:
+        if self._clock.now_ns() - self._pruned_ns > PRUNE_NS:
+            self._pruned_ns = self._clock.now_ns()
+            try:
+                self._service.prune(self._keep_bytes)
+            except (DataDirError, OSError) as error:
+                log.warning("journals stay as they are: %s", error)  # the books do not depend on it
 
     def _tell(self) -> None:
         if self._told == self._service.directory_version:
@@ -121,7 +134,7 @@ class LedgerServer:
         return Answer(call.number, msgspec.to_builtins(result, builtin_types=(bytes,)))
 
 
-async def _main(data: Path, store: str | None) -> None:
+async def _main(data: Path, store: str | None = None, keep_bytes: str = str(KEEP_BYTES)) -> None:
     until = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -129,9 +142,9 @@ async def _main(data: Path, store: str | None) -> None:
         loop.add_signal_handler(number, (lambda: None) if number == signal.SIGINT else until.set)
     _watch_parent(loop, until.set)
     clock = WallClock()
-    service = LedgerService(data, clock, store)
+    service = LedgerService(data, clock, store or None)
     try:
-        await LedgerServer(service, data / "ledger.sock", clock).serve(until)
+        await LedgerServer(service, data / "ledger.sock", clock, int(keep_bytes)).serve(until)
     finally:
         service.close()
 
@@ -153,7 +166,7 @@ def _watch_parent(loop: asyncio.AbstractEventLoop, ended: Callable[[], None]) ->
 def main() -> int:
     """Run the ledger process; one sentence and status 1 when it cannot."""
     try:
-        asyncio.run(_main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None))
+        asyncio.run(_main(Path(sys.argv[1]), *sys.argv[2:]))
     except TokenworksError as error:
         sys.stderr.write(f"ledger: {error}\n")
         return error.exit_status

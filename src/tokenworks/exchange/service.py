@@ -6,33 +6,31 @@ it can die at any instant and go on where it was.
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
 import msgspec
 
 from tokenworks.core.clock import Clock
-from tokenworks.core.errors import DataDirError, LedgerRefused
+from tokenworks.core.errors import LedgerRefused
 from tokenworks.core.units import NS_PER_S
 from tokenworks.core.words import Work
-from tokenworks.exchange.batch import Touched, decoded, moment_of, receipts_of, served_rows
+from tokenworks.exchange.batch import Batch, Decoded, decoded, receipts_of, uncollected
 from tokenworks.exchange.budget import burn_order
 from tokenworks.exchange.calendar import window_start_ns
 from tokenworks.exchange.desk import LEASE_S
-from tokenworks.exchange.journal import START, Journal, Position, journal_folder, read_from
-from tokenworks.exchange.ledger import apply, as_booked
+from tokenworks.exchange.journal import START, Journal, Position, read_from
+from tokenworks.exchange.journals import ALL, Journals, lacks
+from tokenworks.exchange.ledger import apply
 from tokenworks.exchange.log.keeper import LogKeeper
-from tokenworks.exchange.state import CLOSED, ENDED, LIVE, Entry, Source
+from tokenworks.exchange.state import CLOSED, ENDED, LIVE, Source
 from tokenworks.exchange.store import open_store
-from tokenworks.exchange.store.fits import refuse_unstorable
 from tokenworks.exchange.store.log_tables import LogTables
 from tokenworks.exchange.words import (
     AnyCommand,
     Budget,
-    CloseInterval,
     Directory,
     EndEpoch,
     GiveLease,
@@ -66,28 +64,16 @@ class LedgerService:
 
     def __init__(self, data: Path, clock: Clock, store: str | None = None) -> None:
         self._data, self._clock = data, clock
-        try:
-            self._lock = os.open(data / "ledger.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise DataDirError(f"cannot use {data}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
-            raise DataDirError("another process keeps the books of this data directory") from None
-        try:
-            self.store = open_store(store or data / "ledger.db")
-        except BaseException:
-            os.close(self._lock)
-            raise
+        self.journals = Journals(data)
         self._log: LogKeeper | None = None
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.journals.close)
+            self.store = open_store(store or data / "ledger.db")
+            undo.callback(self.store.close)
             self._load()
-        except BaseException:
-            self.store.close()
-            os.close(self._lock)
-            raise
+            undo.pop_all()
         self._journal: Journal | None = None
+        self._epoch = 0
         self.directory_version = 0
         self._heard_ns: dict[Source, int] = {}
         self._steps: list[ReadTo] = []
@@ -98,6 +84,7 @@ class LedgerService:
         self.store.reopen()
         self.state = self.store.load()
         self._sources = self.store.sources()
+        self.journals.refuse_gap(WRITER, self._sources)
         self._txn = int(self.store.rows("last_txn")[0][0])
         if self._log is None:
             self._log = LogKeeper(self._data, LogTables(self.store))
@@ -125,39 +112,52 @@ class LedgerService:
         if self._journal is not None:
             self._journal.close()
         self.store.close()
-        os.close(self._lock)
+        self.journals.close()
 
     # --- tailing -----------------------------------------------------------------------------------------------------
 
-    def _found(self) -> Iterable[Source]:
+    def _found(self) -> list[Source]:
         """Journals on disk that may have more to tell, the ledger's own first: it orders the others."""
-        root = self._data / "journal"
-        folders = [f for writer in root.iterdir() if writer.is_dir() for f in writer.iterdir()] if root.is_dir() else []
-        names = [(folder.parent.name, int(folder.name)) for folder in folders if folder.name.isdigit()]
-        for name in sorted(names, key=lambda name: (name[0] != WRITER, name)):
-            if self._sources.get(name, (START, LIVE))[1] != CLOSED:
-                yield name
+        found = [source for source in self.journals.there() if not self._over(source)]
+        return sorted(found, key=lambda source: source[0] != WRITER)
+
+    def _over(self, source: Source) -> bool:
+        """Its writer is gone and all of it is in the store."""
+        closed = self._sources.get(source, (START, LIVE))[1] == CLOSED
+        return closed or (source[0] == WRITER and source[1] < self._epoch and source not in self.journals.damaged)
 
     def catch_up(self) -> int:
         """Apply everything the journals have; returns the number of records."""
         if self.store.lost:
             self._load()
-        return sum(self._catch_up(source) for source in list(self._found()))
+        return sum(self._catch_up(source) for source in self._found())
 
-    def _catch_up(self, source: Source, until: tuple[int, int] | None = None) -> int:
+    def advance(self) -> bool:
+        """Apply a batch of each journal at most; returns whether there may be more. So much is done in a moment."""
+        if self.store.lost:
+            self._load()
+        applied = [self._catch_up(source, once=True) for source in self._found()]
+        return max(applied, default=0) >= BATCH_RECORDS_MAX
+
+    def _catch_up(self, source: Source, until: tuple[int, int] | None = None, *, once: bool = False) -> int:
         applied = 0
-        position = self._sources.get(source, (START, LIVE))[0]
-        folder = journal_folder(self._data, *source)
-        while batch := list(islice(read_from(folder, position), BATCH_RECORDS_MAX)):
+        for batch in self._batches(source):
             if until is not None:
-                batch = [record for record in batch if record[1][:2] <= until]
+                batch = [record for record in batch if record[1][:2] <= until]  # noqa: PLW2901
             for part in self._in_order(batch) if source[0] == WRITER else [batch] if batch else []:
                 self._apply_batch(part, source)
                 applied += len(part)
-            if not batch or (until is not None and batch[-1][1][:2] >= until):
+            if once or not batch or (until is not None and batch[-1][1][:2] >= until):
                 break
-            position = batch[-1][1]
         return applied
+
+    def _batches(self, source: Source) -> Iterator[list[Record]]:
+        """All that a journal has beyond what is applied, until there is no more."""
+        folder = self.journals.folder(source)
+        while batch := list(islice(records := read_from(folder, self._position(source)), BATCH_RECORDS_MAX)):
+            while batch:  # what was read at once is used up before more is read
+                yield batch
+                batch = list(islice(records, BATCH_RECORDS_MAX))
 
     def _in_order(self, batch: list[Record]) -> Iterator[list[Record]]:
         """Cut the ledger's records where they had been preceded by others; read those first.
@@ -173,6 +173,8 @@ class LedgerService:
                 self._replaying = True
                 self._catch_up((place.writer, place.epoch), (place.segment, place.offset))
                 self._replaying = False
+                if place in self._unread(payload):
+                    raise lacks((place.writer, place.epoch))
         if start < len(batch):
             yield batch[start:]
 
@@ -190,37 +192,35 @@ class LedgerService:
         return self._sources.get(source, (START, LIVE))[0]
 
     def _apply_batch(self, batch: list[Record], source: Source) -> None:
+        commands = [decoded(payload) for payload, _ in batch]
+        try:
+            self._take(batch, commands, source, None)
+        except LedgerRefused:
+            # Most likely a receipt comes again, which hardly ever happens: only then each is looked for beforehand.
+            self._take(batch, commands, source, self.store.settled_among(receipts_of(commands)))
+        if source[0] != WRITER and not self._replaying:
+            self._note_step(source, batch[-1][1])
+
+    def _take(
+        self, records: list[Record], commands: list[Decoded], source: Source, settled_before: set[str] | None
+    ) -> None:
+        """One transaction. Raises LedgerRefused when it cannot be as it stands, and then nothing has happened."""
         standing = self._sources.get(source, (START, LIVE))[1]
         try:
-            with self.store.transaction():
-                touched = Touched()
-                commands = [decoded(payload) for payload, _ in batch]
-                settled = self.store.settled_among(receipts_of(commands))
-                for found, (payload, _) in zip(commands, batch, strict=True):
-                    try:
-                        if isinstance(found, msgspec.DecodeError):
-                            raise found
-                        refuse_unstorable(found)
-                        command = self._as_booked(found, source, settled)
-                        entries = apply(self.state, command, source)
-                    except (msgspec.DecodeError, LedgerRefused) as error:
-                        self.store.save_anomaly(*source, str(error), payload)
-                        continue
-                    self._save(command, entries, source)
-                    touched.add(self.state, command, entries, source)
-                self.store.save_figures(self.state, touched.balances, touched.budgets)
-                self.store.save_rights(self.state, touched.grants, touched.epochs)
-                for name, over in touched.ended.items():
+            with self.store.transaction(), uncollected():
+                batch = Batch(self.state, self.store, self.log.writer, source, self._txn, settled_before)
+                for found, (payload, _) in zip(commands, records, strict=True):
+                    batch.take(found, payload)
+                batch.write()
+                for name, over in batch.touched.ended.items():
                     self.store.save_position(*name, self._position(name), over)
-                self.log.writer.flush()
-                self.store.save_position(*source, batch[-1][1], standing)
+                self.store.save_position(*source, records[-1][1], standing)
         except BaseException:
             self._load()  # the transaction was rolled back; so is the state
             raise
-        self._sources |= {name: (self._position(name), over) for name, over in touched.ended.items()}
-        self._sources[source] = (batch[-1][1], standing)
-        if source[0] != WRITER and not self._replaying:
-            self._note_step(source, batch[-1][1])
+        self._txn = batch.txn
+        self._sources |= {name: (self._position(name), over) for name, over in batch.touched.ended.items()}
+        self._sources[source] = (records[-1][1], standing)
 
     def _note_step(self, source: Source, position: Position) -> None:
         step = ReadTo(writer=source[0], epoch=source[1], segment=position[0], offset=position[1])
@@ -230,30 +230,6 @@ class LedgerService:
             self._steps.append(step)
         if len(self._steps) >= STEPS_MAX:
             self._append()
-
-    def _as_booked(self, command: AnyCommand, source: Source, settled: set[str]) -> AnyCommand:
-        """A receipt is written once (the state forgets settled ones, the store does not); late ones charge nobody."""
-        if isinstance(command, PlaceHold) and command.receipt in settled:
-            raise LedgerRefused(f"{command.receipt} was settled already", hint="a receipt's id is used once")
-        if isinstance(command, Settle):
-            receipt = command.settlement.receipt
-            if receipt in settled:
-                raise LedgerRefused(f"{receipt} was settled already", hint="a hold is settled or voided once")
-            booked = Settle(settlement=as_booked(self.state, command.settlement, source))
-            settled.add(receipt)
-            return booked
-        return command
-
-    def _save(self, command: AnyCommand, entries: list[Entry], source: Source) -> None:
-        self.store.save_command(self.state, command, *source)
-        if isinstance(command, Settle):
-            self.log.writer.settled(command.settlement)
-            self.store.write("save_served", served_rows(self.state, command.settlement, entries))
-        elif isinstance(command, CloseInterval):
-            self.log.writer.metered(command.interval)
-        if entries:
-            self._txn += 1
-            self.store.save_entries(self._txn, entries, moment_of(command))
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
@@ -271,8 +247,11 @@ class LedgerService:
     def _append(self, *commands: AnyCommand) -> None:
         """Write commands that are known to be good, behind a mark of how far the others were read."""
         if self._journal is None:
-            epoch = self._next_epoch(WRITER)
-            self._journal = Journal(journal_folder(self._data, WRITER, epoch), WRITER, epoch)
+            for source in [name for name in self._found() if name[0] == WRITER]:
+                self._catch_up(source)
+                self.journals.make_safe(source, self._position(source).segment, dead=True)
+            self._epoch = self.journals.next_epoch(WRITER, self._sources)
+            self._journal = Journal(self.journals.folder((WRITER, self._epoch)), WRITER, self._epoch)
         if self._steps:
             self._journal.append(encode_command(MarkRead(places=tuple(self._steps))))
             self._steps.clear()
@@ -281,18 +260,14 @@ class LedgerService:
         for source in [name for name in self._found() if name[0] == WRITER]:
             self._catch_up(source)
 
-    def _next_epoch(self, writer: str) -> int:
-        folders = self._data / "journal" / writer
-        on_disk = [int(f.name) for f in folders.iterdir() if f.name.isdigit()] if folders.is_dir() else []
-        return max([0, *on_disk, *(e for w, e in self._sources if w == writer)]) + 1
-
     # --- gateways ----------------------------------------------------------------------------------------------------
 
-    def hello(self, writer: str, epoch: int | None) -> int:
+    def hello(self, writer: str, epoch: int | None, lives_since: int | None = None) -> int:
         """A gateway starts (epoch None) or comes back to a restarted ledger with the epoch it has.
 
         A start ends the writer's older epochs: their journals are read to the end, what they held and did not settle
-        returns, and the new epoch begins. Raises LedgerRefused for a dead epoch: that gateway must start anew.
+        returns, and the new epoch begins. The process may be one that has lived since an older epoch; then what is in
+        flight there can still settle. Raises LedgerRefused for a dead epoch: that gateway must start anew.
         """
         if writer == WRITER or not writer or not all(c.isalnum() or c in "-_" for c in writer):
             raise LedgerRefused(f"{writer!r} is not a name for a gateway", hint="letters, digits, '-' or '_'")
@@ -303,9 +278,10 @@ class LedgerService:
             self._heard_ns[writer, epoch] = self._clock.now_ns()
             return epoch
         for name, (_, standing) in sorted(self._sources.items()):
-            if name[0] == writer and standing != CLOSED:
-                self.end_epoch(name, "its gateway started anew", CLOSED)
-        new = self._next_epoch(writer)
+            over = CLOSED if lives_since is None or name[1] < lives_since else ENDED
+            if name[0] == writer and standing < over:
+                self.end_epoch(name, "its gateway started anew", over)
+        new = self.journals.next_epoch(writer, self._sources)
         with self.store.transaction():
             self.store.save_position(writer, new, START, LIVE)
         self._sources[writer, new] = (START, LIVE)
@@ -313,7 +289,12 @@ class LedgerService:
         return new
 
     def end_epoch(self, source: Source, reason: str, standing: int) -> None:
-        """Take the leases of an epoch back, and void what it holds."""
+        """Take the leases of an epoch back, and void what it holds. A damaged journal is not closed: it may be mended.
+
+        What a killed process had written and not synced is made safe first, so that no power cut takes a final word.
+        """
+        if not self.journals.make_safe(source, self._position(source).segment, dead=standing == CLOSED):
+            standing = ENDED
         now_ns, open_holds = self._clock.now_ns(), self.store.holds_of(*source)
         voids = [Void(receipt=receipt, reason=reason, at_ns=now_ns) for receipt in open_holds]
         end = EndEpoch(writer=source[0], epoch=source[1], reason=reason, at_ns=now_ns, closed=standing == CLOSED)
@@ -335,7 +316,7 @@ class LedgerService:
         It gets what a request needs, or a share of what is left when that is more. Raises LedgerRefused for an epoch
         that has ended: the gateway must say hello again.
         """
-        self.catch_up()
+        self.advance()  # what is not applied yet is out on leases: it makes nothing free
         source, now_ns = (writer, epoch), self._clock.now_ns()
         if self._sources.get(source, (START, CLOSED))[1] != LIVE:
             raise LedgerRefused(f"epoch {epoch} of {writer} has ended", hint="say hello again")
@@ -368,6 +349,12 @@ class LedgerService:
             return 0 if name in self.state.grants else None
         budget: Budget | None = self.state.budgets.get(name)
         return None if budget is None else window_start_ns(budget.window, now_ns)
+
+    def prune(self, keep_bytes: int) -> int:
+        """Let the oldest segments go that the store has for good, beyond so many bytes; returns how many went."""
+        there = self.journals.there()
+        booked = {each: ALL if self._over(each) else self._position(each).segment for each in there}
+        return self.journals.prune(booked, keep_bytes)
 
     # --- answers -----------------------------------------------------------------------------------------------------
 

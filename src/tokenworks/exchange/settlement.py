@@ -1,273 +1,263 @@
-"""Settlement between the entities that own sites: statements, fees, netting and disputes. Pure functions.
+"""Clearing between the entities that own sites, a part of the ledger: statements, disputes, netting, payment.
 
-The entity where an account is at home (the operator that sold to it) owes the entity whose site served. A statement
-lists every request of a period, hashes the lines, and splits what customers paid into the entity's part and the pool's
-fee: ``paid == to entities + fees + rounding`` holds to the nano and the micro-STU, and largest remainder makes rounding
-0. Where the ledger booked a fee with the request, that fee stands, so that the statement is what the ledger owes.
-A line is never removed or edited: it changes state, and a correction is a new line that names the one it corrects.
+Who sold to an account (its home) collects from it; whose site served earns. The pool stands between: what a request
+earned is owed to the entity at once, less the fee (nobody takes a fee at its own home). A statement freezes the lines
+of a pair (entity, home) up to a day; each line is in exactly one. A netting takes statements to the clearing accounts
+and makes one figure of each pair of entities; when all figures are paid, the clearing accounts are zero. Nothing is
+ever rewritten: an accepted dispute is an entry of its own, and a late line is in the next statement.
+
+=========  =======================  ===================================================================
+book       account                  meaning
+=========  =======================  ===================================================================
+both       clearing/{entity}        below 0: the pool owes it; above: it owes what its customers paid
+both       home/{entity}            what customers of another home than the operator paid: theirs to collect
+both       adjustments/{home}       taken back from entities by disputes, in favour of the home
+both       settled/operator         what the operator paid and got for nettings
+=========  =======================  ===================================================================
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable
+from functools import reduce
 
 import msgspec
 
-from tokenworks.core.errors import LedgerRefused, NotFound, nearest
-from tokenworks.core.units import split
-from tokenworks.core.words import Word
-from tokenworks.exchange.words import Entity
+from tokenworks.core.errors import LedgerRefused
+from tokenworks.core.units import NS_PER_S
+from tokenworks.exchange.clearing_words import (
+    OPERATOR,
+    AnswerDispute,
+    ClearingCommand,
+    Dispute,
+    IssueStatement,
+    NetStatements,
+    Netting,
+    OpenDispute,
+    Pair,
+    SettlePair,
+    Statement,
+    Sums,
+)
+from tokenworks.exchange.state import Entry, State, known, lines
+from tokenworks.exchange.words import Settlement
 
-State = Literal["open", "accepted", "rejected", "corrected"]
-MOVES: dict[State, tuple[State, ...]] = {
-    "open": ("accepted", "rejected"),
-    "rejected": ("accepted", "corrected"),
-    "accepted": (),
-    "corrected": (),
-}
-"""A dispute ends accepted (as it stands) or corrected (by a new line, which starts open)."""
-PERMILLE = 1_000
-
-
-class Served(Word, frozen=True):
-    """What one request of a customer of ``home`` paid for the work of ``entity``'s site."""
-
-    id: str
-    """The receipt."""
-    entity: str
-    home: str
-    ustu: int
-    nano: int
-    """Money earned with it: beyond packages, and what packages' tokens were sold for."""
-    fee_nano: int | None = None
-    """The fee that the ledger booked; None: by largest remainder over the statement's sum."""
+DAY_NS = 86_400 * NS_PER_S
 
 
-class Line(Word, frozen=True):
-    """A line of a statement. ``corrects`` names another line; the amounts are then the difference to it."""
-
-    id: str
-    entity: str
-    home: str
-    ustu: int
-    nano: int
-    fee_nano: int | None = None
-    corrects: str | None = None
+def home_of(state: State, account: str) -> str:
+    """Who sold to an account; the operator for one that is not known."""
+    found = state.accounts.get(account)
+    return OPERATOR if found is None else found.home
 
 
-class Move(NamedTuple):
-    """One step of a line's life."""
-
-    state: State
-    reason: str
-    at_ns: int
-
-
-class Statement(Word, frozen=True):
-    """What one entity's sites did for one home in a period. ``paid = net + fee`` in both units, exactly."""
-
-    entity: str
-    home: str
-    since_ns: int
-    until_ns: int
-    fee_permille: int
-    paid_nano: int
-    paid_ustu: int
-    fee_nano: int
-    fee_ustu: int
-    net_nano: int
-    net_ustu: int
-    lines: tuple[Line, ...]
-    digest: str
-    """SHA-256 over head and lines in order, in hexadecimal: both sides compute it from their own records."""
+def line_of(state: State, settled: Settlement, entries: Iterable[Entry]) -> tuple[str, str, Sums] | None:
+    """The entity, the home and the figures of a settled request; None when it is all the operator's."""
+    home, entity = home_of(state, settled.account), state.entities.get(settled.entity)
+    name = OPERATOR if entity is None or entity.own else entity.name
+    if home == name == OPERATOR:
+        return None
+    money = {entry.account: -entry.amount for entry in entries if entry.book == "money"}
+    fee = money.get("revenue/fees", 0)
+    net = money.get("revenue/tokens" if name == OPERATOR else f"payable/entity/{name}", 0)
+    return name, home, Sums(1, settled.ustu, settled.loss_ustu, net + fee, settled.loss_nano, fee)
 
 
-class Totals(NamedTuple):
-    """``paid == to_entities + fees + rounding``, in one unit."""
-
-    paid: int
-    to_entities: int
-    fees: int
-    rounding: int
-
-
-class Net(NamedTuple):
-    """One figure per pair: ``debtor`` owes ``creditor``. Money and STU net apart and may point in both directions."""
-
-    debtor: str
-    creditor: str
-    nano: int
-    ustu: int
-    """Negative: the creditor of the money is the debtor of the tokens."""
+def note_served(state: State, settled: Settlement, entries: list[Entry]) -> list[Entry]:
+    """Remember a line for the next statement; returns the entries as they came."""
+    if line := line_of(state, settled, entries):
+        entity, home, sums = line
+        days = state.unstated.setdefault((entity, home), {})
+        day_ns = settled.at_ns - settled.at_ns % DAY_NS
+        days[day_ns] = days.get(day_ns, Sums()).plus(sums)
+    return entries
 
 
-def statements(
-    rows: Iterable[Served], entities: Mapping[str, Entity], since_ns: int, until_ns: int
-) -> tuple[Statement, ...]:
-    """One statement per (entity, home) that had lines, in order of their names; lines in order of their ids.
+def digest(entity: str, home: str, since_ns: int, until_ns: int, rows: Iterable[tuple[str | int, ...]]) -> str:
+    """SHA-256 of the head and the lines in order of their receipts, each as one line of JSON.
 
-    Raises NotFound for an entity that is not known, LedgerRefused when a receipt comes twice with other content.
+    A line is [receipt, ustu, loss_ustu, nano, loss_nano, fee_nano].
     """
-    grouped: dict[tuple[str, str], dict[str, Line]] = {}
-    for row in rows:
-        for name in (row.entity, row.home):
-            if name not in entities:
-                near = nearest(name, entities)
-                raise NotFound(f"there is no entity {name!r}", hint=f"did you mean {near!r}?" if near else None)
-        line = Line(id=row.id, entity=row.entity, home=row.home, ustu=row.ustu, nano=row.nano, fee_nano=row.fee_nano)
-        if grouped.setdefault((row.entity, row.home), {}).setdefault(row.id, line) != line:
-            raise LedgerRefused(f"receipt {row.id} is stated twice with other amounts", hint="correct it by a new line")
-    return tuple(
-        statement(entities[entity], home, since_ns, until_ns, [lines[name] for name in sorted(lines)])
-        for (entity, home), lines in sorted(grouped.items())
-    )
-
-
-def statement(entity: Entity, home: str, since_ns: int, until_ns: int, lines: Sequence[Line]) -> Statement:
-    """The statement of these lines, corrections among them. Raises LedgerRefused for a line of somebody else."""
-    if any((line.entity, line.home) != (entity.name, home) for line in lines):
-        raise LedgerRefused(f"a line is not of {entity.name} for {home}")
-    if not 0 <= entity.fee_permille <= PERMILLE:
-        raise LedgerRefused(f"a fee of {entity.fee_permille} permille is not from 0 to {PERMILLE}")
-    # What an entity earns at home stays with it: nobody takes a fee of its own customers.
-    fee = 0 if entity.own or entity.name == home else entity.fee_permille
-    paid_nano, paid_ustu = sum(line.nano for line in lines), sum(line.ustu for line in lines)
-    booked = [line.fee_nano for line in lines if line.fee_nano is not None]
-    open_nano = sum(line.nano for line in lines if line.fee_nano is None)
-    fee_nano = sum(booked) + split(open_nano, [PERMILLE - fee, fee])[1]
-    net_ustu, fee_ustu = split(paid_ustu, [PERMILLE - fee, fee])
-    return Statement(
-        entity=entity.name,
-        home=home,
-        since_ns=since_ns,
-        until_ns=until_ns,
-        fee_permille=fee,
-        paid_nano=paid_nano,
-        paid_ustu=paid_ustu,
-        fee_nano=fee_nano,
-        fee_ustu=fee_ustu,
-        net_nano=paid_nano - fee_nano,
-        net_ustu=net_ustu,
-        lines=tuple(lines),
-        digest=digest(entity.name, home, since_ns, until_ns, lines),
-    )
-
-
-def digest(entity: str, home: str, since_ns: int, until_ns: int, lines: Iterable[Line]) -> str:
-    """SHA-256 of the statement's head and its lines, each as one line of JSON with sorted keys."""
-    head: list[str | int] = ["tokenworks statement v1", entity, home, since_ns, until_ns]
+    head = ["tokenworks statement v1", entity, home, since_ns, until_ns]
     hashed = hashlib.sha256(msgspec.json.encode(head) + b"\n")
-    for line in lines:
-        hashed.update(msgspec.json.encode(line, order="sorted") + b"\n")
+    for row in rows:
+        hashed.update(msgspec.json.encode(row) + b"\n")
     return hashed.hexdigest()
 
 
-def money_totals(made: Iterable[Statement]) -> Totals:
-    """The money of all statements; ``rounding`` is what the split left over, which largest remainder makes 0."""
-    return _totals([(each.paid_nano, each.net_nano, each.fee_nano) for each in made])
+def since_of(state: State, entity: str, home: str) -> int:
+    """Where the next statement of a pair begins: where the last one ended."""
+    ends = [s.until_ns for s in state.statements.values() if (s.entity, s.home) == (entity, home)]
+    return max(ends, default=0)
 
 
-def stu_totals(made: Iterable[Statement]) -> Totals:
-    """The same in micro-STU."""
-    return _totals([(each.paid_ustu, each.net_ustu, each.fee_ustu) for each in made])
+def taken_back(state: State, statement: str, states: tuple[str, ...] = ("accepted",)) -> tuple[int, int]:
+    """Micro-STU and nano of a statement's disputes in these states."""
+    found = [d for d in state.disputes.values() if d.statement == statement and d.state in states]
+    return sum(d.ustu for d in found), sum(d.nano for d in found)
 
 
-def _totals(sums: list[tuple[int, int, int]]) -> Totals:
-    paid, net, fees = (sum(each[i] for each in sums) for i in range(3))
-    return Totals(paid, net, fees, paid - net - fees)
+def clear(state: State, command: ClearingCommand) -> list[Entry]:
+    """Apply what happens between entities. Raises LedgerRefused."""
+    match command:
+        case IssueStatement():
+            _issue(state, command)
+        case OpenDispute():
+            _dispute(state, command)
+        case AnswerDispute():
+            return _answer(state, command)
+        case NetStatements():
+            return _net(state, command)
+        case SettlePair():
+            return _settle_pair(state, command)
+    return []
 
 
-def line_shares(made: Statement) -> list[int]:
-    """The entity's net money by line, exact, for its own books: ``sum(line_shares(s)) == s.net_nano``."""
-    keep = PERMILLE - made.fee_permille
-    shares = [
-        line.nano * keep // PERMILLE if line.fee_nano is None else line.nano - line.fee_nano for line in made.lines
-    ]
-    open_lines = [i for i, line in enumerate(made.lines) if line.fee_nano is None]
-    # Each share without a booked fee was rounded down: what is left is less than one nano for each of them.
-    for i in open_lines[: made.net_nano - sum(shares)]:
-        shares[i] += 1
-    return shares
-
-
-def net(made: Iterable[Statement]) -> tuple[Net, ...]:
-    """One figure for each pair of entities: what home owes for service, less what it earned by serving the other."""
-    pairs: dict[tuple[str, str], list[int]] = {}
-    for each in made:
-        if each.entity != each.home:
-            first, second = sorted((each.home, each.entity))
-            sign = 1 if each.home == first else -1
-            owed = pairs.setdefault((first, second), [0, 0])
-            owed[0] += sign * each.net_nano
-            owed[1] += sign * each.net_ustu
-    found = []
-    for (first, second), (nano, ustu) in sorted(pairs.items()):
-        if nano < 0 or (nano == 0 and ustu < 0):
-            found.append(Net(second, first, -nano, -ustu))
-        elif nano or ustu:
-            found.append(Net(first, second, nano, ustu))
-    return tuple(found)
-
-
-class Dispute(Word, frozen=True):
-    """The lives of the lines of a statement: every line is here, and every step it took."""
-
-    lines: dict[str, Line]
-    moves: dict[str, tuple[Move, ...]]
-
-    def state(self, line: str) -> State:
-        """Raises NotFound."""
-        if line not in self.moves:
-            raise NotFound(f"there is no line {line!r} in this statement")
-        return self.moves[line][-1].state
-
-    def due_nano(self) -> int:
-        """What is undisputed: all lines but the rejected ones; a corrected line counts with its correction."""
-        return sum(line.nano for name, line in self.lines.items() if self.state(name) != "rejected")
-
-    def withheld_nano(self) -> int:
-        """What waits for an answer."""
-        return sum(line.nano for name, line in self.lines.items() if self.state(name) == "rejected")
-
-
-def dispute(made: Statement, at_ns: int) -> Dispute:
-    """The dispute of a statement as it was sent: every line open. Raises LedgerRefused for two lines of one id."""
-    lines = {line.id: line for line in made.lines}
-    if len(lines) < len(made.lines):
-        raise LedgerRefused("two lines of a statement have one id")
-    return Dispute(lines=lines, moves={name: (Move("open", "stated", at_ns),) for name in lines})
-
-
-def move(of: Dispute, line: str, to: State, reason: str, at_ns: int) -> Dispute:
-    """Accept or reject a line. The same step again changes nothing. Raises NotFound, LedgerRefused for another step."""
-    now = of.state(line)
-    if now == to:
-        return of
-    if to == "corrected" or to not in MOVES[now]:
-        raise LedgerRefused(
-            f"line {line} is {now} and cannot become {to}",
-            hint="a rejected line is accepted, or corrected by a new one",
-        )
-    return Dispute(lines=of.lines, moves={**of.moves, line: (*of.moves[line], Move(to, reason, at_ns))})
-
-
-def correct(of: Dispute, line: str, by: str, ustu: int, nano: int, reason: str, at_ns: int) -> Dispute:
-    """Put right a rejected line: it stays, and a new open line ``by`` holds the difference to the right amounts.
-
-    Raises NotFound, or LedgerRefused when the line is not rejected or ``by`` is taken by something else.
-    """
-    now, wrong = of.state(line), of.lines.get(line)
-    assert wrong is not None
-    made = Line(
-        id=by, entity=wrong.entity, home=wrong.home, ustu=ustu - wrong.ustu, nano=nano - wrong.nano, corrects=line
+def _issue(state: State, new: IssueStatement) -> None:
+    old = state.statements.get(new.id)
+    if old is not None:
+        if (old.entity, old.home, old.until_ns, old.digest) != (new.entity, new.home, new.until_ns, new.digest):
+            raise LedgerRefused(f"statement {new.id!r} exists already")
+        return
+    since_ns = since_of(state, new.entity, new.home)
+    if new.until_ns % DAY_NS or not since_ns < new.until_ns <= new.at_ns:
+        raise LedgerRefused("a statement is of whole days in UTC that are over, and begins where the last one ended")
+    days = state.unstated.get((new.entity, new.home), {})
+    closed = [day_ns for day_ns in days if day_ns < new.until_ns]
+    sums = reduce(Sums.plus, (days[day_ns] for day_ns in closed), Sums())
+    if not sums.lines or sums.lines != new.lines:
+        hint = "lines came in meanwhile: try again" if sums.lines else None
+        raise LedgerRefused(f"there are {sums.lines} lines to state, not {new.lines}", hint=hint)
+    fee_permille = 0 if new.entity in (OPERATOR, new.home) else state.entities[new.entity].fee_permille
+    fee_ustu = sums.ustu * fee_permille // 1000
+    for day_ns in closed:
+        del days[day_ns]
+    if not days:
+        del state.unstated[new.entity, new.home]
+    state.statements[new.id] = Statement(
+        id=new.id,
+        entity=new.entity,
+        home=new.home,
+        since_ns=since_ns,
+        until_ns=new.until_ns,
+        issued_ns=new.at_ns,
+        lines=sums.lines,
+        digest=new.digest,
+        paid_ustu=sums.ustu - sums.loss_ustu,
+        loss_ustu=sums.loss_ustu,
+        fee_ustu=fee_ustu,
+        net_ustu=sums.ustu - fee_ustu,
+        paid_nano=sums.nano - sums.loss_nano,
+        loss_nano=sums.loss_nano,
+        fee_nano=sums.fee_nano,
+        net_nano=sums.nano - sums.fee_nano,
     )
-    if now == "corrected" and of.lines.get(by) == made:
-        return of
-    if "corrected" not in MOVES[now]:
-        raise LedgerRefused(f"line {line} is {now} and cannot be corrected", hint="only a rejected line is corrected")
-    if by in of.lines:
-        raise LedgerRefused(f"there is a line {by} already", hint="a correction has an id of its own")
-    steps = {line: (*of.moves[line], Move("corrected", reason, at_ns)), by: (Move("open", f"corrects {line}", at_ns),)}
-    return Dispute(lines={**of.lines, by: made}, moves={**of.moves, **steps})
+
+
+def _dispute(state: State, new: OpenDispute) -> None:
+    known(new.statement, "statement", state.statements)
+    old, of = state.disputes.get(new.id), state.statements[new.statement]
+    if old is not None:
+        if (old.statement, old.ustu, old.nano, old.reason) != (new.statement, new.ustu, new.nano, new.reason):
+            raise LedgerRefused(f"dispute {new.id!r} exists already")
+        return
+    if of.netting is not None:
+        raise LedgerRefused(f"statement {of.id!r} is netted already", hint="dispute the next one")
+    ustu, nano = taken_back(state, of.id, ("open", "accepted"))
+    if min(new.ustu, new.nano) < 0 or not new.ustu + new.nano or new.ustu > of.net_ustu - ustu:
+        raise LedgerRefused(f"statement {of.id!r} has {of.net_ustu - ustu} micro-STU left to dispute")
+    if new.nano > of.net_nano - nano:
+        raise LedgerRefused(f"statement {of.id!r} has {of.net_nano - nano} nano left to dispute")
+    state.disputes[new.id] = Dispute(
+        id=new.id, statement=of.id, ustu=new.ustu, nano=new.nano, reason=new.reason, opened_ns=new.at_ns
+    )
+
+
+def _answer(state: State, new: AnswerDispute) -> list[Entry]:
+    known(new.id, "dispute", state.disputes)
+    old = state.disputes[new.id]
+    to = "accepted" if new.accepted else "rejected"
+    if old.state != "open":
+        if (old.state, old.answer) != (to, new.answer):
+            raise LedgerRefused(f"dispute {old.id!r} is {old.state}", hint="an answer is given once")
+        return []
+    state.disputes[old.id] = msgspec.structs.replace(old, state=to, answer=new.answer, answered_ns=new.at_ns)
+    if not new.accepted:
+        return []
+    of = state.statements[old.statement]
+    return lines(
+        ("money", "revenue/tokens" if of.entity == OPERATOR else f"payable/entity/{of.entity}", old.nano),
+        ("money", f"adjustments/{of.home}", -old.nano),
+        ("stu", f"served/{of.entity}", old.ustu),
+        ("stu", f"adjustments/{of.home}", -old.ustu),
+    )
+
+
+def _net(state: State, new: NetStatements) -> list[Entry]:
+    old = state.nettings.get(new.id)
+    if old is not None:
+        if old.statements != new.statements:
+            raise LedgerRefused(f"netting {new.id!r} exists already")
+        return []
+    for name in new.statements:
+        known(name, "statement", state.statements)
+        if state.statements[name].netting is not None:
+            raise LedgerRefused(f"statement {name!r} is netted already")
+        if any(taken_back(state, name, ("open",))):
+            raise LedgerRefused(f"statement {name!r} has an open dispute", hint="answer it first")
+    if not new.statements or len(set(new.statements)) < len(new.statements):
+        raise LedgerRefused("a netting is of one statement or more, each once")
+    owed: dict[tuple[str, str], list[int]] = {}
+    entries: list[Entry] = []
+    for name in new.statements:
+        of = state.statements[name]
+        state.statements[name] = msgspec.structs.replace(of, netting=new.id)
+        for unit, off in enumerate(taken_back(state, name)):
+            book, suffix = (("stu", "ustu"), ("money", "nano"))[unit]
+            paid, loss, fee, net = (getattr(of, f"{figure}_{suffix}") for figure in ("paid", "loss", "fee", "net"))
+            _owe(owed, of.home, of.entity, unit, net - off)
+            if of.entity != OPERATOR:
+                payable = f"payable/entity/{of.entity}" if book == "money" else f"served/{of.entity}"
+                entries += lines((book, payable, net - off), (book, f"clearing/{of.entity}", off - net))
+            if of.home != OPERATOR:
+                _owe(owed, of.home, OPERATOR, unit, fee - loss)
+                theirs = (book, f"home/{of.home}", -paid), (book, f"adjustments/{of.home}", off)
+                entries += lines(*theirs, (book, f"clearing/{of.home}", paid - off))
+    pairs = tuple(_pair(*names, *figures) for names, figures in sorted(owed.items()) if any(figures))
+    state.nettings[new.id] = Netting(id=new.id, at_ns=new.at_ns, statements=new.statements, pairs=pairs)
+    return entries
+
+
+def _owe(owed: dict[tuple[str, str], list[int]], debtor: str, creditor: str, unit: int, amount: int) -> None:
+    if debtor != creditor:
+        first, second = sorted((debtor, creditor))
+        owed.setdefault((first, second), [0, 0])[unit] += amount if debtor == first else -amount
+
+
+def _pair(first: str, second: str, ustu: int, nano: int) -> Pair:
+    """Who owes money is the debtor; without money, who owes tokens."""
+    if nano < 0 or (nano == 0 and ustu < 0):
+        return Pair(debtor=second, creditor=first, nano=-nano, ustu=-ustu)
+    return Pair(debtor=first, creditor=second, nano=nano, ustu=ustu)
+
+
+def _settle_pair(state: State, new: SettlePair) -> list[Entry]:
+    known(new.id, "netting", state.nettings)
+    of = state.nettings[new.id]
+    places = [i for i, p in enumerate(of.pairs) if (p.debtor, p.creditor) == (new.debtor, new.creditor)]
+    if not places:
+        raise LedgerRefused(f"in netting {new.id!r}, {new.debtor!r} does not owe {new.creditor!r}")
+    pair = of.pairs[places[0]]
+    if pair.settled_ns is not None:
+        if pair.reference != new.reference:
+            raise LedgerRefused(f"that pair is settled already, by {pair.reference!r}")
+        return []
+    done = msgspec.structs.replace(pair, settled_ns=new.at_ns, reference=new.reference)
+    pairs = tuple(done if i == places[0] else p for i, p in enumerate(of.pairs))
+    state.nettings[of.id] = msgspec.structs.replace(of, pairs=pairs)
+    debtor, creditor = (
+        "settled/operator" if name == OPERATOR else f"clearing/{name}" for name in (pair.debtor, pair.creditor)
+    )
+    both = (("money", pair.nano), ("stu", pair.ustu))
+    return [e for book, amount in both for e in lines((book, debtor, -amount), (book, creditor, amount))]

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from tokenworks.core.errors import LedgerRefused, nearest
 from tokenworks.exchange.calendar import window_start_ns
-from tokenworks.exchange.words import Account, Budget, Entity, Grant, Key, Lease, Package, PlaceHold, SiteFacts
+from tokenworks.exchange.clearing_words import Dispute, Netting, Statement, Sums
+from tokenworks.exchange.words import Account, Budget, Entity, Grant, Key, Lease, Package, PlaceHold, SiteFacts, Window
 
 DEPTH_MAX = 16
 """Longest budget path, root to leaf."""
@@ -64,6 +65,15 @@ class Leased:
         return (self.window_ns, self.allowance) == (lease.window_ns, lease.allowance)
 
 
+class Way(NamedTuple):
+    """What a hold on one budget touches, ready at hand: it is asked for with every request."""
+
+    tallies: tuple[Tally, ...]
+    """Of the whole path."""
+    limited: tuple[tuple[Tally, Window, str, str], ...]
+    """Of the part whose limits it touches: tally, window, and the names of its counters of money and of tokens."""
+
+
 @dataclass(slots=True)
 class State:
     """All that the ledger must remember to apply the next command. Bounded by accounts, grants and open requests."""
@@ -82,8 +92,18 @@ class State:
     ended: set[Source] = field(default_factory=set)
     """Epochs that may no longer charge anybody."""
     balances: dict[tuple[str, str], int] = field(default_factory=dict)
+    unstated: dict[tuple[str, str], dict[int, Sums]] = field(default_factory=dict)
+    """What no statement has yet: (entity, home) -> day in UTC -> sums of its lines."""
+    statements: dict[str, Statement] = field(default_factory=dict)
+    disputes: dict[str, Dispute] = field(default_factory=dict)
+    nettings: dict[str, Netting] = field(default_factory=dict)
     paths: dict[str, list[str]] = field(default_factory=dict, compare=False, repr=False)
     """Found by ``path``; one for each budget that was asked for."""
+    due: dict[tuple[Source, str, int], list[int]] = field(default_factory=dict, compare=False, repr=False)
+    """What requests did and is not counted yet, by gateway, budget and day of the hold: micro-STU and nano held more,
+    both as charged, how many settled. ``ledger.count`` brings it to tallies and leases."""
+    ways: dict[str, Way] = field(default_factory=dict, compare=False, repr=False)
+    """Found by ``way``; forgotten whenever a budget is set."""
 
     def path(self, budget: str) -> list[str]:
         """Ids from the leaf up to the root. Budgets never move, so a path is found once."""
@@ -106,6 +126,15 @@ class State:
             if self.budgets[node].carved:
                 break
         return ids
+
+    def way(self, budget: str) -> Way:
+        """The tallies and the counters from the leaf up to the root."""
+        found = self.ways.get(budget)
+        if found is None:
+            tallies = tuple([self.tallies[node] for node in self.path(budget)])
+            limited = [(self.tallies[n], self.budgets[n].window, f"n:{n}", f"u:{n}") for n in self.limited_path(budget)]
+            found = self.ways[budget] = Way(tallies, tuple(limited))
+        return found
 
     def free(self, counter: str, at_ns: int) -> int | None:
         """What could still be leased of a counter: its limit less what is spent and what is out. None: no limit."""
@@ -131,8 +160,9 @@ class State:
         return sum(lease.allowance - lease.used for lease in found if lease.window_ns == window_ns)
 
 
-def lines(*lines: tuple[str, str, int]) -> list[Entry]:
-    return [Entry(*line) for line in lines if line[2]]
+def lines(*lines: tuple[str, str, int], at_ns: int = 0) -> list[Entry]:
+    make = tuple.__new__  # an Entry, at a third of the time
+    return [make(Entry, (book, account, amount, at_ns)) for book, account, amount in lines if amount]
 
 
 def known(word: str, what: str, known: Iterable[str]) -> None:

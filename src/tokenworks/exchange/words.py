@@ -7,6 +7,15 @@ from typing import Literal
 import msgspec
 
 from tokenworks.core.words import Decision, Delivery, EnergyLine, Interval, Sourced, Usage, Word, Work
+from tokenworks.exchange.clearing_words import (
+    OPERATOR,
+    AnswerDispute,
+    IssueStatement,
+    NetStatements,
+    OpenDispute,
+    SettlePair,
+)
+from tokenworks.exchange.command import Command
 
 Role = Literal["admin", "user"]
 
@@ -26,10 +35,14 @@ class Account(Word, frozen=True):
     price_class: str = "standard"
     """Which column of the price book holds."""
     overage: Overage = "payg"
-    """Without packages, or when none covers a request: block refuses, payg bills money at the price book; slow and
-    cheaper bill like payg and tell the brain to use its slow lane or a cheaper model."""
+    """When packages do not cover the most that a request can cost: block refuses, payg bills money at the price book,
+    slow does so after a wait for a slot that nobody wants, cheaper does so for a cheaper model."""
+    cheaper: tuple[str, ...] = ()
+    """Models that may stand in by the rule ``cheaper``; empty: any that is served here."""
     clamp: bool = True
     """Cut max_tokens to what is affordable; False: refuse with 402 instead."""
+    home: str = OPERATOR
+    """The entity that sold to it and collects from it."""
 
 
 class Budget(Word, frozen=True):
@@ -77,6 +90,8 @@ class Grant(Word, frozen=True):
     created_ns: int
     effective_ns: int
     expires_ns: int | None
+    budget: str = ""
+    """Only requests of this budget and those below it may use it; empty: all of the account."""
     models: tuple[str, ...] = ()
     sites: tuple[str, ...] = ()
     priority: int = 100
@@ -126,7 +141,7 @@ class Directory(Word, frozen=True):
     """In burn order, without those that ended."""
 
 
-class Settlement(Word, frozen=True):
+class Settlement(Word, frozen=True, array_like=True, gc=False):
     """The first record of a receipt, written once: what was used, what it cost and who served it."""
 
     receipt: str
@@ -163,6 +178,8 @@ class Settlement(Word, frozen=True):
     """What grants covered, in burn order; their sum is part of ``ustu``."""
     entity: str = ""
     """Who owns the site that served it."""
+    lane: str = ""
+    """``slow`` when it waited for a slot that nobody wanted, by the account's overage rule."""
 
 
 class SiteFacts(Word, frozen=True):
@@ -174,10 +191,6 @@ class SiteFacts(Word, frozen=True):
     jurisdiction: str | None
     facts: dict[str, Sourced]
     mix_permille: dict[str, int] = {}
-
-
-class Command(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Base of all commands: the only way in which the ledger's state changes."""
 
 
 class OpenAccount(Command, frozen=True):
@@ -350,12 +363,23 @@ AnyCommand = (
     | GiveLease
     | MarkRead
     | EndEpoch
+    | IssueStatement
+    | OpenDispute
+    | AnswerDispute
+    | NetStatements
+    | SettlePair
 )
 
-encode_command = msgspec.msgpack.Encoder().encode
+encode_command = encode_settlement = msgspec.msgpack.Encoder().encode
 _decoder: msgspec.msgpack.Decoder[AnyCommand] = msgspec.msgpack.Decoder(AnyCommand)
+_settlement_decoder = msgspec.msgpack.Decoder(Settlement)
 
 
 def decode_command(data: bytes | memoryview) -> AnyCommand:
     """Raises msgspec.DecodeError or ValidationError for bytes that are no command."""
     return _decoder.decode(data)
+
+
+def decode_settlement(data: bytes) -> Settlement:
+    """Raises msgspec.DecodeError or ValidationError for bytes that are no settlement."""
+    return _settlement_decoder.decode(data)

@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.exchange import settlement
 
 from tokenworks import datadir
 from tokenworks.core.clock import WallClock
 from tokenworks.core.errors import DataDirError, ExchangeDown, TokenworksError, Unreachable
-from tokenworks.core.words import Delivery, Usage
 from tokenworks.exchange.ask import ask
 from tokenworks.exchange.journal import Journal, journal_folder
 from tokenworks.exchange.link import LedgerLink, Welcome
 from tokenworks.exchange.wire import RemoteError, socket_address
-from tokenworks.exchange.words import AnyCommand, Directory, PlaceHold, Settle, Settlement, encode_command
+from tokenworks.exchange.words import AnyCommand, Directory, PlaceHold, Settle, encode_command
 
 GATEWAY = "gateway"
 WAIT_S = 30.0
@@ -92,33 +92,7 @@ def holding(receipt: str) -> PlaceHold:
 
 
 def settling(receipt: str) -> Settle:
-    settlement = Settlement(
-        receipt=receipt,
-        account="acme",
-        budget="acme",
-        key="k",
-        endpoint="chat",
-        model_asked="m",
-        model_served="m",
-        usage=Usage(input=1),
-        ustu=5,
-        nano=7,
-        loss_ustu=0,
-        loss_nano=0,
-        rate_card="1",
-        price_book="1",
-        currency="USD",
-        decision=None,
-        delivery=Delivery(ending="complete", chunks=1),
-        work=None,
-        estimate=None,
-        held_ustu=9,
-        held_nano=9,
-        hold_ns=0,
-        arrived_ns=0,
-        at_ns=1,
-    )
-    return Settle(settlement=settlement)
+    return Settle(settlement=settlement(receipt, account="acme", budget="acme", ustu=5, nano=7))
 
 
 def journal_of(data: Path, epoch: int) -> Journal:

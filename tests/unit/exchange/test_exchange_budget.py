@@ -14,7 +14,7 @@ from tokenworks.core.errors import BudgetSpent
 from tokenworks.core.units import NS_PER_S
 from tokenworks.core.words import Amount
 from tokenworks.exchange import budget
-from tokenworks.exchange.budget import BudgetTree, Counter, Path, Promise, Shortage, burn_order
+from tokenworks.exchange.budget import BudgetTree, Counter, Path, Promise, Shortage, burn_order, burns
 from tokenworks.exchange.words import Budget, Burn, Grant, Lease
 
 DAY_NS = 86_400 * NS_PER_S
@@ -123,7 +123,7 @@ def naive(path: Path, want: Want) -> Iterator[None]:
         return
     yield
     for counter in path.counters:
-        counter.used += want.nano if counter.money else want.ustu
+        counter.left -= want.nano if counter.money else want.ustu
 
 
 def overspends(
@@ -289,7 +289,7 @@ def test_burn_order_is_total_and_does_not_depend_on_who_came_first(
 
 
 def parts(promise: Promise) -> list[tuple[str, int]]:
-    return [(burn.grant, burn.ustu) for burn in promise.burns()]
+    return [(burn.grant, burn.ustu) for burn in burns(promise.parts)]
 
 
 def test_grants_cover_tokens_and_money_is_held_for_the_rest_rounded_up() -> None:
@@ -439,4 +439,4 @@ def test_burns_are_the_journals_words() -> None:
     lease(tree, g_p=7)
     promise = Promise(tree.path("b"))
     hold(promise, 7, 0)
-    assert promise.burns() == (Burn(grant="p", ustu=7),)
+    assert burns(promise.parts) == (Burn(grant="p", ustu=7),)

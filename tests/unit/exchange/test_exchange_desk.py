@@ -13,7 +13,7 @@ from tokenworks.core.clock import ManualClock
 from tokenworks.core.errors import BudgetSpent, ExchangeDown, UnknownKey
 from tokenworks.core.ids import new_key
 from tokenworks.core.words import Amount, Candidate, Decision, Delivery, Interval, Provenance, Request, Usage
-from tokenworks.exchange.budget import Shortage
+from tokenworks.exchange.budget import Shortage, burns
 from tokenworks.exchange.desk import LEASE_S, Desk, Hold, Identity
 from tokenworks.exchange.journal import START, Journal, Position, read_from
 from tokenworks.exchange.prices import Prices
@@ -456,9 +456,9 @@ def test_a_grant_for_a_site_is_used_when_the_site_is_known(desk: Desk, disk: Dis
     desk.budgets.path("team")
     lease(desk, g_h=1_000, g_o=1_000)
     hold = desk.hold(desk.identify(KEY), "r", Amount(ustu=50, nano=50), "served")
-    assert (hold.promise.burns(), hold.amount.nano) == ((), 50)
+    assert (burns(hold.parts), hold.amount.nano) == ((), 50)
     desk.trim(hold, Amount(ustu=40, nano=40), "home")
-    assert (hold.promise.burns(), hold.amount.nano) == ((Burn(grant="h", ustu=40),), 0)
+    assert (burns(hold.parts), hold.amount.nano) == ((Burn(grant="h", ustu=40),), 0)
     settled = settle(desk, hold, Usage(input=30))
     assert (settled.nano, settled.list_nano, settled.burned) == (0, 30, (Burn(grant="h", ustu=30),))
 

@@ -4,13 +4,13 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.exchange import opening
 from tests.unit.exchange.test_exchange_leases import settlement
 
 from tokenworks.core.errors import LedgerRefused
 from tokenworks.exchange.ledger import apply
 from tokenworks.exchange.state import Entry, Source, State
 from tokenworks.exchange.words import (
-    Account,
     Budget,
     Burn,
     EndGrant,
@@ -36,7 +36,7 @@ class Books:
 
     def __init__(self, *grants: Grant) -> None:
         self.state, self.entries = State(), list[Entry]()
-        self.give(OpenAccount(account=Account(id="a", name="a", opened_ns=0)), 0)
+        self.give(opening("a"), 0)
         self.give(SetBudget(budget=Budget("a", "a", None, "", limit_ustu=None, limit_nano=None)), 0)
         for grant in grants:
             self.give(SellGrant(grant=grant), grant.created_ns)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from pathlib import Path
 
 import pytest
+from tests.support.fake_disk import FakeDisk
 
-from tokenworks.core.errors import DataDirError
+from tokenworks.core.errors import DataDirError, ExchangeDown
 from tokenworks.exchange.journal import START, Journal, Position, prune, read_from, recover, segment_path, verify
 from tokenworks.exchange.journal import journal as writer
-from tokenworks.exchange.journal.fake_disk import FakeDisk
 
 FOLDER = Path("data") / "journal" / "w" / "00000001"
 RECORDS = [b"record %d" % n for n in range(6)]
@@ -56,8 +57,9 @@ def test_nothing_and_a_journal_without_records_can_be_recovered() -> None:
     journal = Journal(FOLDER, "w", 1, disk=disk, committer=False)
     assert recover(FOLDER, disk) == journal.position
     disk.change(segment_path(FOLDER, 1), b"TW")
-    assert recover(FOLDER, disk) == START
     assert verify(FOLDER, disk).torn_bytes == 2
+    assert recover(FOLDER, disk) == START
+    assert disk.read(segment_path(FOLDER, 1), 0, 9) == b""
 
 
 def test_wherever_the_end_is_torn_the_records_before_it_are_recovered() -> None:
@@ -68,8 +70,8 @@ def test_wherever_the_end_is_torn_the_records_before_it_are_recovered() -> None:
     whole = disk.read(path, 0, 1 << 20)
     for cut in range(positions[-2].offset, positions[-1].offset):
         disk.change(path, whole[:cut])
-        assert recover(FOLDER, disk) == positions[-2]
         assert verify(FOLDER, disk).torn_bytes == cut - positions[-2].offset
+        assert recover(FOLDER, disk) == positions[-2]
 
 
 def test_a_flipped_bit_in_what_was_synced_is_damage_and_says_where(short: None) -> None:
@@ -145,20 +147,23 @@ def test_a_segment_with_a_forged_record_is_seen_by_its_successor(short: None) ->
 
 
 def test_pruning_takes_whole_segments_and_reading_before_them_is_refused(short: None) -> None:
-    """What is applied may go, never the segment of the position nor the last; START is not skipped over in silence."""
+    """What is below goes, the oldest first, at last with the folder; START is not skipped over in silence."""
     disk = FakeDisk()
     positions = written(disk)
     applied = positions[2]
-    assert prune(FOLDER, START, disk) == 0
-    assert prune(FOLDER, applied, disk) == applied.segment - 1
+    assert prune(FOLDER, 1, disk) == 0
+    assert prune(FOLDER, applied.segment, disk) == applied.segment - 1
     assert [payload for payload, _ in read_from(FOLDER, applied, disk)] == RECORDS[3:]
     with pytest.raises(DataDirError, match=rf"segment 1 of .* is gone; the first one there is {applied.segment}"):
         list(read_from(FOLDER, START, disk))
     assert recover(FOLDER, disk) == positions[-1]
-    assert prune(FOLDER, Position(99, 0, 0), disk) == positions[-1].segment - applied.segment
+    assert verify(FOLDER, disk).bad is None, "the chain holds behind the pruned head"
+    assert prune(FOLDER, positions[-1].segment, disk) == positions[-1].segment - applied.segment
     disk.power_loss()
     assert recover(FOLDER, disk) == positions[-1]
     assert verify(FOLDER, disk).segments == 1
+    assert prune(FOLDER, 99, disk) == 1
+    disk.make_folder(FOLDER)  # it is gone, or this would raise
 
 
 def test_a_disk_that_refuses_is_a_sentence(short: None) -> None:
@@ -167,10 +172,56 @@ def test_a_disk_that_refuses_is_a_sentence(short: None) -> None:
     positions = written(disk)
     disk.fail("remove", errno.EACCES)
     with pytest.raises(DataDirError, match=r"cannot prune the journal .*: Permission denied"):
-        prune(FOLDER, positions[-1], disk)
+        prune(FOLDER, positions[-1].segment, disk)
+    disk.fail("fdatasync")
+    with pytest.raises(DataDirError, match=r"cannot sync the journal .*: Input/output error"):
+        recover(FOLDER, disk)
     disk.fail("read")
     with pytest.raises(DataDirError, match=r"cannot read the journal .*: Input/output error"):
         recover(FOLDER, disk)
+
+
+def test_what_was_recovered_survives_a_loss_of_power() -> None:
+    """A dead writer's unsynced records may go with the power; once recovered they may not, and no torn end is left."""
+    ends: dict[bool, set[int]] = {False: set(), True: set()}
+    for safe in ends:
+        for seed in range(60):
+            disk = FakeDisk(seed)
+            journal = Journal(FOLDER, "w", 1, disk=disk, committer=False)
+            for record in RECORDS:
+                journal.append(record)
+            disk.fail("write")
+            with contextlib.suppress(ExchangeDown):
+                disk.fail("truncate")
+                journal.append(b"torn by the death of its writer")
+            disk.kill()
+            disk.heal()
+            if safe:
+                assert recover(FOLDER, disk, dead=False) == journal.position
+                assert recover(FOLDER, disk) == journal.position
+                assert verify(FOLDER, disk).torn_bytes == 0
+            disk.power_loss()
+            ends[safe].add(len(list(read_from(FOLDER, START, disk))))
+            assert not safe or verify(FOLDER, disk).torn_bytes == 0
+    assert ends[True] == {len(RECORDS)}
+    assert {0, 1} <= ends[False], "without it, records are lost"
+
+
+def test_a_segment_that_is_pruned_while_it_is_verified_is_no_damage(short: None) -> None:
+    """Whoever looks from another process looks again at what is left."""
+    disk = FakeDisk()
+    written(disk)
+
+    class Racing(FakeDisk):
+        def names(self, folder: Path) -> list[str]:
+            found = disk.names(folder)
+            prune(FOLDER, 2, disk)
+            return found
+
+        def read(self, path: Path, offset: int, size: int) -> bytes:
+            return disk.read(path, offset, size)
+
+    assert verify(FOLDER, Racing()).bad is None
 
 
 def test_the_fake_disk_loses_only_what_was_not_synced() -> None:

@@ -3,24 +3,23 @@ from __future__ import annotations
 import msgspec
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tests.support import exchange as support
 
 from tokenworks.core.errors import BudgetSpent
 from tokenworks.core.units import NS_PER_S
-from tokenworks.core.words import Amount, Delivery, Usage
+from tokenworks.core.words import Amount
 from tokenworks.exchange import budget
-from tokenworks.exchange.budget import BudgetTree, Counter, Promise, Shortage
+from tokenworks.exchange.budget import BudgetTree, Counter, Promise, Shortage, burns
 from tokenworks.exchange.calendar import window_start_ns
 from tokenworks.exchange.ledger import apply, as_booked
 from tokenworks.exchange.state import Source, State
 from tokenworks.exchange.words import (
-    Account,
     Budget,
     Burn,
     EndEpoch,
     GiveLease,
     Grant,
     Lease,
-    OpenAccount,
     PlaceHold,
     SellGrant,
     SetBudget,
@@ -49,34 +48,8 @@ GRANTS = (package("p", 40), package("q", 25, priority=1, models=("m",)), package
 
 
 def settlement(hold: PlaceHold, ustu: int, nano: int, burned: tuple[Burn, ...], at_ns: int) -> Settlement:
-    return Settlement(
-        receipt=hold.receipt,
-        account="a",
-        budget=hold.budget,
-        key="k",
-        endpoint="chat",
-        model_asked="m",
-        model_served="m",
-        usage=Usage(),
-        ustu=ustu,
-        nano=nano,
-        loss_ustu=0,
-        loss_nano=0,
-        rate_card="1",
-        price_book="1",
-        currency="USD",
-        decision=None,
-        delivery=Delivery(ending="complete", chunks=1),
-        work=None,
-        estimate=None,
-        held_ustu=hold.ustu,
-        held_nano=hold.nano,
-        hold_ns=0,
-        arrived_ns=0,
-        at_ns=at_ns,
-        list_nano=nano,
-        burned=burned,
-    )
+    figures = {"ustu": ustu, "nano": nano, "list_nano": nano, "held_ustu": hold.ustu, "held_nano": hold.nano}
+    return support.settlement(hold.receipt, budget=hold.budget, **figures, burned=burned, at_ns=at_ns)
 
 
 class Gateway:
@@ -96,7 +69,7 @@ class World:
 
     def __init__(self, gateways: int, naive: bool = False) -> None:
         self.state, self.naive = State(), naive
-        apply(self.state, OpenAccount(account=Account(id="a", name="a", opened_ns=0)))
+        apply(self.state, support.opening("a"))
         for each in BUDGETS:
             apply(self.state, SetBudget(budget=each))
         for grant in GRANTS:
@@ -148,7 +121,7 @@ class World:
             ustu=promise.ustu,
             nano=promise.nano,
             at_ns=self.now_ns,
-            parts=promise.burns(),
+            parts=burns(promise.parts),
         )
         apply(self.state, placed, gateway.source)
         gateway.open.append((promise, placed))
@@ -167,7 +140,7 @@ class World:
             old = self.state.leases.get(gateway.source, {}).get(counter.id)
             counter.roll(self.now_ns)
             if old is not None and old.window_ns == counter.window_ns and counter.left > 0:
-                counter.allowance = counter.used + counter.held
+                counter.allow(0)
                 lease = Lease(counter=counter.id, window_ns=counter.window_ns, allowance=counter.allowance)
                 apply(self.state, self.command(gateway, lease))
 

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.exchange import holding, opening
 from tests.unit.exchange.test_exchange_leases import settlement
 
 from tokenworks.core.errors import LedgerRefused
@@ -15,13 +16,11 @@ from tokenworks.exchange.calendar import window_end_ns, window_start_ns
 from tokenworks.exchange.ledger import apply
 from tokenworks.exchange.state import Source, State
 from tokenworks.exchange.words import (
-    Account,
     AnyCommand,
     Budget,
     EndEpoch,
     GiveLease,
     Lease,
-    OpenAccount,
     PlaceHold,
     SetBudget,
     Settle,
@@ -42,7 +41,7 @@ def limited(name: str, parent: str | None = None, limit: int | None = None, **te
 
 def state(*budgets: Budget) -> State:
     made = State()
-    apply(made, OpenAccount(account=Account(id="a", name="a", opened_ns=0)))
+    apply(made, opening("a"))
     for each in budgets:
         apply(made, SetBudget(budget=each))
     return made
@@ -184,3 +183,16 @@ def test_what_cannot_be_a_budget_is_refused() -> None:
         (limited("d", "b", -1), "negative"),
     ):
         refused(books, SetBudget(budget=budget), message)
+
+
+def test_a_window_waits_for_what_is_held() -> None:
+    """A hold of yesterday settles in the window of its day: in a new window it would be spent beside a whole limit."""
+    books = state(limited("a", limit=100, window="day"))
+    lease(books, G1, "n:a", 100)
+    lease(books, G1, "u:a", 100)
+    apply(books, holding("r", "a", 100, 100), G1)
+    whole = SetBudget(budget=limited("a", limit=100), at_ns=DAY_NS)
+    refused(books, whole, "window cannot change")
+    apply(books, Settle(settlement=settlement(holding("r", "a", 100, 100), 100, 100, (), DAY_NS)), G1)
+    apply(books, whole)
+    assert books.free("n:a", DAY_NS) == 0

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.memory_log import MemoryNodes
 
 from tokenworks.exchange.log.merkle import (
     EMPTY_ROOT,
     PROOF_MAX,
-    MemoryNodes,
     NodeMissing,
     NotInTree,
     Tree,
@@ -87,7 +87,7 @@ def subproof(m: int, data: list[bytes], whole: bool) -> list[bytes]:
 def grown(data: list[bytes]) -> tuple[Tree, MemoryNodes]:
     tree, nodes = Tree(), MemoryNodes()
     for each in data:
-        tree.append(leaf_hash(each))
+        tree.extend([leaf_hash(each)])
     tree.flush(nodes)
     return tree, nodes
 
@@ -265,7 +265,7 @@ def test_what_cannot_be_proven_is_an_error() -> None:
 
 
 class Full(MemoryNodes):
-    def put(self, nodes: object) -> None:
+    def put(self, runs: object) -> None:
         raise OSError("no space left")
 
 

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from tokenworks.core.errors import BadQuantity, NotFound
 from tokenworks.core.words import BUCKETS, Amount, Usage
 from tokenworks.exchange.cards import Card, PriceBook, PriceLine, RateCard, RateLine, read_cards, sign_card, verify_card
-from tokenworks.exchange.prices import PriceList, Prices, Rater, default_prices, shipped_prices, with_lines
+from tokenworks.exchange.prices import (
+    PriceList,
+    Prices,
+    Rater,
+    default_prices,
+    shipped_prices,
+    with_lines,
+)
 
 TEXT = ("input", "cached_input", "cache_write", "output", "reasoning")
 line = st.fixed_dictionaries({bucket: st.integers(0, 10**9) for bucket in TEXT})
@@ -91,10 +98,10 @@ def test_lines_of_a_grid_file_replace_a_models_own_line_whole() -> None:
     laid = with_lines(base, {"m": {"input": 7}}, {"m": {"input": 3_000_000}}, "grid-7")
     assert laid.price("m", Usage(input=2)) == Amount(ustu=14, nano=6)
     assert laid.price("n", Usage(input=2)) == base.price("n", Usage(input=2))
-    assert (laid.rate_card, laid.price_book) == ("grid-7", "grid-7")
+    assert (laid.rate_card, laid.price_book) == (f"{base.rate_card}+grid-7", f"{base.price_book}+grid-7")
     assert laid.price("m", Usage(output=1)) == base.price("any", Usage(output=1))
     only_rates = with_lines(base, {"m": {"input": 7}}, {}, "grid-8")
-    assert (only_rates.rate_card, only_rates.price_book) == ("grid-8", base.price_book)
+    assert (only_rates.rate_card, only_rates.price_book) == (f"{base.rate_card}+grid-8", base.price_book)
     assert with_lines(base, {}, {}, "grid-9") is base
 
 
@@ -171,7 +178,7 @@ def test_a_periods_total_is_quantity_times_price(
         money[key] = money.get(key, 0) + nano
         exact[key] = exact.get(key, Fraction()) + Fraction(sum(used[b] * prices[b] for b in TEXT), 1_000_000)
         assert money[key] == exact[key].numerator // exact[key].denominator
-        worst = rater.prices.worst(model, used["input"] + used["cached_input"] + used["cache_write"], 2 * 10**6)
+        worst = rater.prices.at(0).worst(model, used["input"] + used["cached_input"] + used["cache_write"], 2 * 10**6)
         assert worst.nano >= nano
 
 
@@ -253,6 +260,57 @@ def test_cards_and_books_follow_each_other_in_time() -> None:
         prices.at(9)
 
 
+changes = st.lists(st.tuples(st.integers(1, 50), st.integers(0, 10**9)), min_size=1, max_size=6)
+
+
+@given(changes, st.lists(st.tuples(st.integers(0, 60), counts), max_size=20))
+def test_a_request_costs_what_held_when_it_arrived(
+    books: list[tuple[int, int]], asked: list[tuple[int, dict[str, int]]]
+) -> None:
+    """However prices change while requests run, each is rated as of its arrival, within what was held for it then.
+
+    The oracle looks through all books for the latest before the arrival.
+    """
+    starts = {0: 7, **dict(books)}
+    tariff = PriceList(
+        currency="USD",
+        cards=(rate_card("r", 0, 1),),
+        books=tuple(
+            price_book(str(at), at, PriceLine(model="*", nano_per_mtok=dict.fromkeys(BUCKETS, price)))
+            for at, price in starts.items()
+        ),
+    )
+    rater, charged, exact = Rater(tariff), 0, Fraction()
+    for arrived, used in asked:
+        price = starts[max(at for at in starts if at <= arrived)]
+        held = tariff.at(arrived).worst("m", used["input"] + used["cached_input"] + used["cache_write"], 2 * 10**6)
+        _, nano = rater.rate("a", "m", usage(used), arrived_ns=arrived)
+        assert nano <= held.nano
+        charged += nano
+        exact += Fraction(sum(used[bucket] for bucket in TEXT) * price, 1_000_000)
+        assert charged == exact.numerator // exact.denominator, "the remainder outlives the change"
+        assert tariff.at(arrived) is tariff.at(arrived), "worked out once"
+    assert [each.price_book for each in tariff.every()] == [str(at) for at in sorted(starts)]
+
+
+def test_prices_that_never_change_hold_at_any_time() -> None:
+    """A desk asks both in the same way."""
+    prices = default_prices("USD")
+    assert prices.at(0) is prices.at(2**62) is prices
+
+
+def test_lines_of_a_grid_file_lie_over_whatever_is_in_force() -> None:
+    """The base changes below them; a receipt names both."""
+    books = [price_book(str(at), at, PriceLine(model="*", nano_per_mtok={"input": 10**6})) for at in (0, 9)]
+    laid = PriceList(
+        currency="USD", cards=(rate_card("r", 0, 1),), books=tuple(books), prices={"m": {"input": 7}}, laid="g-1"
+    )
+    assert [laid.at(at).price_book for at in (0, 8, 9)] == ["0+g-1", "0+g-1", "9+g-1"]
+    assert laid.at(9).rate_card == "r"
+    assert laid.at(9).line("m")["input"][1] == 7
+    assert laid.at(9).line("n")["input"][1] == 10**6
+
+
 def test_a_version_is_never_reused() -> None:
     """Two cards of one version, or two of one series from one date, would make a receipt ambiguous."""
     for twin in (rate_card("1", 5, 1), rate_card("2", 0, 1)):
@@ -270,14 +328,12 @@ def test_list_prices_are_shown_and_never_charged() -> None:
         price_book("1", 99, whole, kind="list", currency="JPY"),
     )
     prices = PriceList(currency="USD", cards=(rate_card("1", 0, 1),), books=books)
-    usage_ = Usage(input=1000, cached_input=1000, output=500)
-    assert prices.at(5).price("m", usage_).nano == 0
-    (only,) = prices.compare("m", usage_, 5)
-    assert (only.currency, only.nano, only.source) == ("CNY", 12_000_000, "somebody, 2026-11")
-    assert [found.series for found in shipped_prices("USD").compare("m", usage_, 2**62)] == [
-        "china-telecom-developer",
-        "china-telecom-personal",
-    ]
+    assert prices.at(5).price("m", Usage(input=1000, output=500)).nano == 0
+    ((book, line),) = prices.listed("m", 5)
+    assert (book.currency, book.source) == ("CNY", "somebody, 2026-11")
+    assert (line["input"], line["cached_input"], line["output"]) == (4 * 10**9, 4 * 10**9, 8 * 10**9)
+    shipped = [book.series for book, _ in shipped_prices("USD").listed("m", 2**62)]
+    assert shipped == ["china-telecom-developer", "china-telecom-personal"]
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
@@ -308,15 +364,31 @@ def test_what_ships_is_unsigned_and_says_so() -> None:
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("2026-11-01T00:00:00Z", "2026-11-01"), ('"0.08"', '"0.0000001"'), ('"0.40"', '"-0.40"'), ('"4"', '"-4"')],
+    [
+        ("2026-11-01T00:00:00Z", "2026-11-01"),
+        ("2026-11-01T00:00:00Z", "2026-11-01T00:00:00"),
+        ('"0.08"', '"0.0000001"'),
+        ('"0.08"', '"1e9"'),
+        ('"0.40"', '"-0.40"'),
+        ('"0.40"', '"dear"'),
+        ('"4"', '"-4"'),
+        ('"4"', "4"),
+        ("output=", "outptu="),
+        ("model=", "modle="),
+        ('"*"', '"m"'),
+        ("series='s'", ""),
+        ("kind='own'", "kind='mine'"),
+        ("[[book]]", "[[books]]"),
+        ("version", "[version"),
+    ],
 )
 def test_a_price_list_that_cannot_be_booked_is_refused(old: str, new: str) -> None:
-    """A date without a zone, a rate below a micro-STU, a negative price or rate."""
+    """Odd instants and amounts, misspelt keys, models without any price, and what is no TOML: one error each."""
     text = (
         "[[card]]\nversion='1'\nseries='s'\neffective=2026-11-01T00:00:00Z\nreference_class='c'\n"
         '[[card.line]]\nmodel="*"\ninput="0.08"\noutput="4"\n'
         "[[book]]\nversion='1'\nseries='s'\neffective=2026-11-01T00:00:00Z\ncurrency='USD'\nkind='own'\nsource='x'\n"
-        '[[book.line]]\nmodel="*"\noutput="0.40"\n'
+        '[[book.line]]\nmodel="*"\ninput="0.1"\noutput="0.40"\n'
     )
     assert read_cards(text)
     with pytest.raises(BadQuantity):

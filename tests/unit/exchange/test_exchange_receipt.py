@@ -258,3 +258,16 @@ def test_any_receipt_is_json_without_a_null(
     if energy is not None:
         assert receipt["energy_mj"] == energy.energy_mj + energy.overhead_mj
         assert ("carbon_ug" in receipt) is (energy.carbon_ug is not None)
+
+
+def test_the_engine_line_names_the_calibration_of_its_replica() -> None:
+    """To the operator, when there is one of that replica; its source may be an address of the inside."""
+    measured = Sourced(value=52_000, provenance=Provenance.MEASURED, source="calibrated", error_permille=40)
+    facts = {**SITE.facts, "decode_milli_tps:secret-replica": measured}
+    site = msgspec.structs.replace(SITE, facts=facts)
+    engine = layers(view(site=site, operator=True))["engine"]
+    assert engine["calibration"] == {
+        "decode_milli_tps": 52_000, "provenance": "measured", "source": "calibrated", "error_permille": 40,
+    }  # fmt: skip
+    assert "calibration" not in layers(view(site=site))["engine"]
+    assert "calibration" not in layers(view(operator=True))["engine"]

@@ -8,18 +8,17 @@ from typing import Any
 import apsw
 import msgspec
 import pytest
+from tests.support import exchange as support
 
 from tokenworks.core.clock import ManualClock
 from tokenworks.core.errors import BadRequest, DataDirError, ExchangeDown, LedgerRefused, NotFound
 from tokenworks.core.words import (
     Candidate,
     Decision,
-    Delivery,
     EnergyLine,
     Interval,
     Provenance,
     Usage,
-    Work,
 )
 from tokenworks.exchange import offices
 from tokenworks.exchange import service as module
@@ -76,41 +75,16 @@ def holding(receipt: str, ustu: int = 100, nano: int = 1_000) -> PlaceHold:
 
 def settlement(receipt: str, ustu: int = 60, nano: int = 700, loss_nano: int = 0) -> Settlement:
     chosen = Candidate(replica="r", site="home", model="m", terms_nano={}, total_nano=0)
-    return Settlement(
-        receipt=receipt,
+    figures = {"ustu": ustu, "nano": nano, "loss_nano": loss_nano, "held_ustu": 100, "held_nano": 1_000}
+    return support.settlement(
+        receipt,
         account="acme",
         budget="team",
-        key="k",
-        endpoint="chat",
-        model_asked="m",
-        model_served="m",
         usage=Usage(input=3, output=4),
-        ustu=ustu,
-        nano=nano,
-        loss_ustu=0,
-        loss_nano=loss_nano,
-        rate_card="1",
-        price_book="1",
-        currency="USD",
         decision=Decision(chosen=chosen),
-        delivery=Delivery(ending="complete", chunks=4),
-        work=Work(
-            receipt=receipt,
-            replica="r",
-            site="home",
-            slice="a",
-            start_ns=10,
-            first_ns=None,
-            end_ns=20,
-            input_tokens=3,
-            output_tokens=4,
-        ),
-        estimate=None,
-        held_ustu=100,
-        held_nano=1_000,
-        hold_ns=0,
-        arrived_ns=1,
+        work=support.work(receipt, start_ns=10, end_ns=20),
         at_ns=20,
+        **figures,
     )
 
 

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support import exchange as support
+from tests.support.exchange import energy_line, interval, work
 from tests.support.postgres import new_database, postgres
 
 from tokenworks.core.errors import LedgerRefused
-from tokenworks.core.words import Delivery, EnergyLine, Interval, Provenance, Usage, Work
+from tokenworks.core.words import EnergyLine, Usage
 from tokenworks.exchange.journal import Position
+from tokenworks.exchange.log.leaves import Metered, Settled, Totals
 from tokenworks.exchange.state import Entry, State, Tally
 from tokenworks.exchange.store import Store, base, open_store
 from tokenworks.exchange.store.fits import FIGURE_MAX, refuse_unstorable
@@ -23,7 +26,6 @@ from tokenworks.exchange.words import (
     Budget,
     CloseInterval,
     DescribeSite,
-    ExtendHold,
     Key,
     OpenAccount,
     PlaceHold,
@@ -31,7 +33,7 @@ from tokenworks.exchange.words import (
     Settle,
     Settlement,
     SiteFacts,
-    Void,
+    encode_settlement,
 )
 
 BUDGET = Budget(id="team", account="acme", parent=None, name="team", limit_ustu=None, limit_nano=5)
@@ -55,56 +57,17 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 
 
 def settlement(receipt: str, *, worked: bool = True, **figures: Any) -> Settlement:
-    work = Work(
-        receipt=receipt,
-        replica="r",
-        site="home",
-        slice="a",
-        start_ns=1,
-        first_ns=None,
-        end_ns=2,
-        input_tokens=3,
-        output_tokens=4,
-    )
-    values: dict[str, Any] = {
-        **dict.fromkeys(("key", "endpoint", "model_asked", "model_served", "rate_card", "price_book"), "x"),
-        **dict.fromkeys(("loss_ustu", "loss_nano", "held_ustu", "held_nano", "hold_ns", "arrived_ns"), 0),
-        "receipt": receipt,
-        "account": "acme",
-        "budget": "team",
-        "currency": "USD",
-        "ustu": 60,
-        "nano": 700,
-        "usage": Usage(input=3, output=4, reasoning=2),
-        "decision": None,
-        "estimate": None,
-        "at_ns": 20,
-        "delivery": Delivery(ending="complete", chunks=4),
-        "work": work if worked else None,
-    }
-    return Settlement(**values | figures)
+    values = {"account": "acme", "budget": "team", "ustu": 60, "nano": 700, "at_ns": 20}
+    usage = Usage(input=3, output=4, reasoning=2)
+    return support.settlement(receipt, **values | {"usage": usage, "work": work(receipt) if worked else None} | figures)
 
 
 def line(receipt: str, *, ended: bool = True, energy_mj: int = 10) -> EnergyLine:
-    return EnergyLine(
-        receipt=receipt,
-        energy_mj=energy_mj,
-        energy_nano=None,
-        overhead_mj=1,
-        overhead_nano=2,
-        carbon_ug=None,
-        slice_ns=3,
-        device_nano=None,
-        ended=ended,
-    )
+    return energy_line(receipt, energy_mj, overhead_nano=2, slice_ns=3, ended=ended)
 
 
 def closing(start_ns: int, *lines: EnergyLine) -> CloseInterval:
-    parts: dict[str, Any] = {"idle_mj": 0, "idle_nano": None, "overhead_mj": 0, "overhead_nano": None, "residual_mj": 0}
-    money: dict[str, Any] = {"bill_nano": None, "carbon_ug": 4, "idle_device_nano": None}
-    meter: dict[str, Any] = {"meter_mj": 30, "meter": Provenance.MODELLED, "scale_ppm": 1_000_000}
-    at: dict[str, Any] = {"site": "home", "supply": "grid", "start_ns": start_ns, "end_ns": start_ns + 10}
-    return CloseInterval(interval=Interval(**at, **meter, **parts, **money, requests=lines, services=()))
+    return CloseInterval(interval=interval("home", start_ns, lines, meter_mj=30, carbon_ug=4))
 
 
 def holding(receipt: str, nano: int = 9) -> PlaceHold:
@@ -112,11 +75,16 @@ def holding(receipt: str, nano: int = 9) -> PlaceHold:
 
 
 def save(store: Store, *commands: AnyCommand, state: State | None = None, writer: str = "gateway") -> None:
-    """Write commands in one transaction, as if a ledger had taken them."""
-    state = state or State(holds={c.receipt: c for c in commands if isinstance(c, PlaceHold)})
+    """Write commands in one transaction, as if a ledger had taken them, after which this is held."""
+    state = state or State()
+    settled = [c.settlement for c in commands if isinstance(c, Settle)]
+    closed = [c.interval for c in commands if isinstance(c, CloseInterval)]
     with store.transaction():
         for command in commands:
-            store.save_command(state, command, writer, 1)
+            store.save_command(state, command)
+        store.save_holds(state, state.holds, writer, 1)
+        store.save_receipts([Settled(n, each, Totals(n)) for n, each in enumerate(settled)])
+        store.save_energy([Metered(9, each, interval) for interval in closed for each in interval.requests])
 
 
 def test_what_is_saved_is_loaded(store: Store) -> None:
@@ -137,7 +105,8 @@ def test_what_is_saved_is_loaded(store: Store) -> None:
     sites = [DescribeSite(facts=fact, at_ns=at_ns) for fact, at_ns in ((facts[1], 9), (facts[0], 3))]
     with store.transaction():
         for command in [*commands, *sites, closing(20), closing(0)]:
-            store.save_command(state, command, "gateway", 1)
+            store.save_command(state, command)
+        store.save_holds(state, ["a"], "gateway", 1)
         store.save_figures(state, set(state.balances), {"team"})
     assert store.load() == state
     state.keys["k"] = Key(id="k", hash=b"\0\1", account="acme", budget="team", role="user", made_ns=1, revoked_ns=7)
@@ -167,17 +136,29 @@ def test_a_transaction_that_fails_leaves_nothing(store: Store) -> None:
 
 
 def test_holds_come_and_go_within_a_batch_and_across(store: Store) -> None:
-    """Dropped and held again is held; the same word for word is one, its first writer's; one that grew is one."""
-    save(store, holding("a"), holding("b"), Void(receipt="a", reason="", at_ns=1), holding("c"))
+    """What is held no more leaves the table; what is held again, or more, stays its first writer's."""
+    state = State(holds={"b": holding("b"), "c": holding("c")})
+    with store.transaction():
+        store.save_holds(state, ["a", "b", "c"], "gateway", 1)
+    assert (store.holds_of("gateway", 1), len(store.rows("all_holds"))) == (["b", "c"], 2)
+    state.holds = {"b": holding("b", 99), "d": holding("d")}
+
+    def fail() -> None:
+        with store.transaction():
+            store.save_holds(state, ["b", "d"], "other", 2)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert store.holds_of("gateway", 1) == ["b", "c"]
-    save(store, holding("b"), Void(receipt="c", reason="", at_ns=1), holding("c"), writer="other")
-    assert (store.holds_of("gateway", 1), store.holds_of("other", 1)) == (["b"], ["c"])
-    grown = State(holds={"b": holding("b", 99)})
-    save(store, ExtendHold(receipt="b", ustu=0, nano=90), ExtendHold(receipt="late", ustu=0, nano=1), state=grown)
+    with store.transaction():
+        store.save_holds(state, ["b", "d"], "other", 2)
+    assert (store.holds_of("gateway", 1), store.holds_of("other", 2)) == (["b"], ["d"])
     assert store.rows("all_holds")[0][0] == doc(holding("b", 99))
-    assert store.holds_of("gateway", 1) == ["b"]
-    save(store, Settle(settlement=settlement("b")), Void(receipt="c", reason="", at_ns=1))
-    assert store.rows("counts") == [(1, 0, 0, 1)]
+    state.holds = {}
+    with store.transaction():
+        store.save_holds(state, [], "gateway", 1)
+    assert store.rows("counts") == [(0, 0, 0, 0)]
 
 
 def test_receipts_and_their_energy_meet_in_any_order(store: Store) -> None:
@@ -192,7 +173,9 @@ def test_receipts_and_their_energy_meet_in_any_order(store: Store) -> None:
     assert store.rows("recent_receipts", account=None, limit=3) == [("d",), ("c",), ("b",)]
     assert store.rows("recent_receipts", account="other", limit=3) == []
     assert store.settled_among(["a", "d", "'; --", "电"]) == {"a", "d"}
-    assert store.rows("receipt", id="a") == [(doc(settlement("a")), 1)]
+    assert store.rows("receipt", id="a") == [(encode_settlement(settlement("a")), 1)]
+    assert [said for _, said in store.receipts()] == [settlement(name, worked=name != "c") for name in "abcd"]
+    assert store.currency() == "USD"
     assert store.rows("cake_receipts", since_ns=0) == [(4, 36, 24, 240, 2800, 0, 4)]
 
 
@@ -260,5 +243,6 @@ def test_what_tables_hold_passes() -> None:
 def test_waiting_rows_are_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch larger than the bound goes out in parts of one transaction."""
     monkeypatch.setattr(base, "PENDING_MAX", 3)
-    save(store, *(holding(str(n)) for n in range(9)), *(Settle(settlement=settlement(str(n))) for n in range(8)))
-    assert store.rows("counts") == [(8, 1, 0, 8)]
+    state = State(holds={str(n): holding(str(n)) for n in range(9)})
+    save(store, *(Settle(settlement=settlement(str(n))) for n in range(8)), state=state)
+    assert store.rows("counts") == [(8, 9, 0, 8)]

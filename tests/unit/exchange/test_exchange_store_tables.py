@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from hashlib import sha256
 from importlib import resources
 from pathlib import Path
 
 import apsw
 import pytest
+from tests.support.memory_log import MemoryNodes
 from tests.support.postgres import new_database, postgres
 
 from tokenworks.core.errors import DataDirError, ExchangeDown, LedgerRefused
+from tokenworks.exchange.log.merkle import Tree
 from tokenworks.exchange.state import Entry, State
 from tokenworks.exchange.store import Store, base, migrate, open_store
 from tokenworks.exchange.store.database import queries
 from tokenworks.exchange.store.fits import FIGURE_MAX
+from tokenworks.exchange.store.log_tables import LogTables
 from tokenworks.exchange.store.sqlite import SqliteStore
 
 
@@ -123,4 +127,25 @@ def test_a_sum_beyond_sixty_four_bits_is_never_silent_in_sqlite(tmp_path: Path) 
         store.save_entries(txn, [Entry("stu", "a", FIGURE_MAX), Entry("stu", "b", -FIGURE_MAX)], 9)
     with pytest.raises(DataDirError, match="overflow"):
         store.rows("wrong_balances")
+    store.close()
+
+
+def test_tiles_keep_what_single_nodes_would(tmp_path: Path) -> None:
+    """Every complete subtree of a log of 70,000 leaves that grew in uneven steps, over restarts and within a tile."""
+    store, tree, kept = open_store(tmp_path / "ledger.db"), Tree(), MemoryNodes()
+    tables = LogTables(store)
+    for step in (1, 254, 1, 255, 2, 3_000, 65_536, 951):
+        first = tree.size
+        tree.extend([sha256(str(first + n).encode()).digest() for n in range(step)])
+        with store.transaction():
+            tables.put(tree._fresh)
+        tree.flush(kept)
+        assert LogTables(store).size() == tree.size
+        if step % 2:
+            tables = LogTables(store)
+    places = [place for n, place in enumerate(kept.kept) if place[0] > 5 or n % 97 == 0]
+    assert {level for level, _ in places} == set(range(17))
+    assert [tables.get(*place) for place in places] == [kept.kept[place] for place in places]
+    assert (tables.get(0, 70_000), tables.get(3, 8_750), tables.get(17, 0)) == (None, None, None)
+    assert Tree.load(tables, tree.size).root() == tree.root()
     store.close()

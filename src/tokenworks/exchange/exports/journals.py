@@ -16,11 +16,14 @@ from tokenworks.exchange.exports.sold import decimal, instant
 
 _TYPES = (
     ("customer", "Assets:Receivable"),
-    ("cash", "Assets:Cash"),
     ("depreciation", "Assets:Depreciation"),
     ("payable", "Liabilities:Payable"),
+    ("clearing", "Liabilities:Clearing"),
+    ("home", "Assets:Collected"),
+    ("settled", "Assets:Settled"),
     ("deferred", "Liabilities:Deferred"),
     ("revenue", "Income"),
+    ("adjustments", "Income:Adjustments"),
     ("loss", "Expenses:Loss"),
     ("cost", "Expenses"),
 )

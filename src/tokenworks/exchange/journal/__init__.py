@@ -2,12 +2,12 @@
 
 ``frames`` is the format, ``journal`` the only writer of a folder with its three policies, ``committer`` the thread that
 syncs groups of records behind it, ``waiters`` who wants to hear of that, ``reading`` and ``check`` the readers. All
-of them reach the operating system through a ``disk``; ``fake_disk`` is one in memory that loses power on demand.
+of them reach the operating system through a ``disk``.
 """
 
 from __future__ import annotations
 
-from tokenworks.exchange.journal.check import BadPlace, VerifyReport, prune, recover, verify
+from tokenworks.exchange.journal.check import VerifyReport, prune, recover, verify
 from tokenworks.exchange.journal.disk import LIVE_DISK, Disk, LiveDisk
 from tokenworks.exchange.journal.frames import (
     RECORD_BYTES_MAX,
@@ -32,7 +32,6 @@ __all__ = [
     "recover",
     "verify",
     "VerifyReport",
-    "BadPlace",
     "prune",
     "Disk",
     "LiveDisk",

@@ -19,9 +19,9 @@ from tokenworks.exchange.journal.frames import (
     Header,
     Position,
     marked_as_synced,
-    next_frame,
     segment_path,
     segments,
+    whole_frames,
 )
 
 _READ_CHUNK_BYTES = 16 << 20
@@ -44,6 +44,8 @@ class VerifyReport(NamedTuple):
     """Of whole frames, headers and marks included."""
     torn_bytes: int
     """Behind the last whole frame of the last segment, and never synced: what a death leaves. It is no damage."""
+    torn_at: int
+    """Where those bytes begin in it."""
     end: Position
     """Behind the last record; behind the first header when there is none; START when there is nothing."""
     bad: BadPlace | None
@@ -54,14 +56,14 @@ class _Walk:
 
     def __init__(self, folder: Path, disk: Disk) -> None:
         self.folder, self.disk = folder, disk
-        self.records = self.bytes = self.torn = self.segments = 0
+        self.records = self.bytes = self.torn = self.torn_at = self.segments = 0
         self.end = START
         self.chain: int | None = None
         self.sha256: bytes | None = None
         self.first: Header | None = None
 
-    def run(self) -> BadPlace | None:
-        numbers = segments(self.folder, self.disk)
+    def run(self, since: int) -> BadPlace | None:
+        numbers = [number for number in segments(self.folder, self.disk) if number >= since]
         for number in numbers:
             expected = numbers[0] + self.segments
             if number != expected:
@@ -79,10 +81,9 @@ class _Walk:
             return self.broken(number, 0, data, last)
         if bad := self.header(number, header):
             return bad
-        view, at, crc = memoryview(data), len(MAGIC), header.previous_crc
+        at, crc = len(MAGIC), header.previous_crc
         headed = False
-        while (frame := next_frame(view, at, crc)) is not None:
-            payload, at, crc = frame
+        for payload, at, crc in whole_frames(data, at, crc):  # noqa: B020 - it goes on from where it was
             if payload is not None:
                 self.records += headed
                 if headed or self.end == START:
@@ -114,7 +115,7 @@ class _Walk:
             return BadPlace(number, at, "a frame is broken, although a later segment follows")
         if marked_as_synced(data, at, number) > at:
             return BadPlace(number, at, "a frame is broken that had been synced")
-        self.torn = len(data) - at
+        self.torn, self.torn_at = len(data) - at, at
         return None
 
 
@@ -135,52 +136,73 @@ def _header(data: bytes) -> Header | None:
         header = msgspec.msgpack.decode(data[start : start + length], type=Header)
     except msgspec.MsgspecError:
         return None
-    frame = next_frame(memoryview(data), len(MAGIC), header.previous_crc)
-    return header if frame is not None and frame.payload is not None else None
+    payload, _, _ = next(whole_frames(data, len(MAGIC), header.previous_crc), (None, 0, 0))
+    return header if payload is not None else None
 
 
-def verify(folder: Path, disk: Disk = LIVE_DISK) -> VerifyReport:
+def verify(folder: Path, disk: Disk = LIVE_DISK, since: int = 1) -> VerifyReport:
     """Check every frame, the order of the segments, their headers, and the SHA-256 of each but the last.
 
-    Of a pruned journal the first segment left is taken as it says it is. Raises DataDirError if it cannot be read.
+    Of a pruned journal, and with ``since``, the first segment is taken as it says it is; its successors must follow it.
+    Raises DataDirError if it cannot be read.
     """
     walk = _Walk(folder, disk)
     try:
-        bad = walk.run()
+        try:
+            bad = walk.run(since)
+        except FileNotFoundError:  # it was pruned while we looked: look again at what is left
+            walk = _Walk(folder, disk)
+            bad = walk.run(since)
     except OSError as error:
         raise DataDirError(f"cannot read the journal {folder}: {error.strerror}") from error
-    return VerifyReport(walk.segments, walk.records, walk.bytes, walk.torn, walk.end, bad)
+    return VerifyReport(walk.segments, walk.records, walk.bytes, walk.torn, walk.torn_at, walk.end, bad)
 
 
-def recover(folder: Path, disk: Disk = LIVE_DISK) -> Position:
-    """Where a dead writer's journal ends: the position that ``read_from`` gives with its last record.
+def recover(folder: Path, disk: Disk = LIVE_DISK, since: int = 1, *, dead: bool = True) -> Position:
+    """Make a journal safe before it is the last word on its epoch; returns where it ends, as ``read_from`` does.
 
-    A torn end is normal: it was never synced. Raises DataDirError, with segment and offset, if the journal is damaged:
-    a segment is missing in the middle, a segment before the last is not whole, or a frame is broken that had been
-    synced. A last segment that is missing as a whole cannot be seen from here: compare with what was applied.
+    What its writer wrote survives a loss of power from here on, and of a ``dead`` writer the torn end is cut away: it
+    was never synced. Only segments from ``since`` on are looked at. Raises DataDirError when the disk refuses, or, with
+    segment and offset, when the journal is damaged: a segment is missing in the middle, a segment before the last is
+    not whole, or a frame is broken that had been synced. A last segment that is missing as a whole cannot be seen.
     """
-    report = verify(folder, disk)
+    report = verify(folder, disk, since)
     if report.bad is not None:
         segment, offset, reason = report.bad
         raise DataDirError(
             f"the journal {folder} is damaged in segment {segment} at offset {offset}: {reason}",
             hint="restore that segment from a copy; what follows it cannot be trusted without it",
         )
+    try:
+        for number in segments(folder, disk)[-1:]:  # the others were synced before their successors began
+            fd = disk.open(segment_path(folder, number))
+            try:
+                if dead and report.torn_bytes:
+                    disk.truncate(fd, report.torn_at)
+                disk.fdatasync(fd)
+            finally:
+                disk.close(fd)
+            disk.sync_folder(folder)
+    except OSError as error:
+        raise DataDirError(f"cannot sync the journal {folder}: {error.strerror}") from error
     return report.end
 
 
-def prune(folder: Path, applied: Position, disk: Disk = LIVE_DISK) -> int:
-    """Remove the segments before the one of the applied position, never the last; returns how many.
+def prune(folder: Path, below: int, disk: Disk = LIVE_DISK) -> int:
+    """Remove the segments below a number, and the folder when none is left; returns how many.
 
     The oldest goes first, so that what is left is always without a gap. Raises DataDirError.
     """
     removed = 0
     try:
-        for number in segments(folder, disk)[:-1]:
-            if number < applied.segment:
+        numbers = segments(folder, disk)
+        for number in numbers:
+            if number < below:
                 disk.remove(segment_path(folder, number))
                 disk.sync_folder(folder)
                 removed += 1
+        if removed == len(numbers):
+            disk.remove_folder(folder)
     except OSError as error:
         raise DataDirError(f"cannot prune the journal {folder}: {error.strerror}") from error
     return removed

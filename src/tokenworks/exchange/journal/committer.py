@@ -14,6 +14,8 @@ from typing import Protocol
 
 GROUP_RECORDS_MAX = 256
 GROUP_WAIT_S = timedelta(milliseconds=2).total_seconds()
+PATIENT_RECORDS_MAX = 4_096
+PATIENT_WAIT_S = timedelta(milliseconds=25).total_seconds()
 RETRY_WAIT_S = timedelta(milliseconds=50).total_seconds()
 """Between tries of a disk that refuses a write, for example because it is full."""
 STOP_WAIT_S = 10
@@ -40,10 +42,16 @@ class Group(Protocol):
 
 
 class Committer:
-    """Commits at most ``GROUP_WAIT_S`` after the first record of a group, or when it has ``GROUP_RECORDS_MAX``."""
+    """Commits at most ``GROUP_WAIT_S`` after the first record of a group, or when it has ``GROUP_RECORDS_MAX``.
 
-    def __init__(self, group: Group) -> None:
+    Where nobody waits for the disk (``patient``) groups are larger, because each commit takes the appender's processor.
+    """
+
+    def __init__(self, group: Group, patient: bool = False) -> None:
         self._group = group
+        self._records_max, self._wait_s = (
+            (PATIENT_RECORDS_MAX, PATIENT_WAIT_S) if patient else (GROUP_RECORDS_MAX, GROUP_WAIT_S)
+        )
         self._event = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -75,7 +83,7 @@ class Committer:
             self._sleep(base + 1, self._event.wait)
             if self._group.appended_records == base:
                 continue
-            self._sleep(base + GROUP_RECORDS_MAX, lambda: self._event.wait(GROUP_WAIT_S))
+            self._sleep(base + self._records_max, lambda: self._event.wait(self._wait_s))
             if not self._group.commit():
                 self._sleep(NEVER, lambda: self._event.wait(RETRY_WAIT_S))
 

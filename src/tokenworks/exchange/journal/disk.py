@@ -22,6 +22,9 @@ class Disk(Protocol):
     def create(self, path: Path) -> int:
         """A new file, open for appending, as a descriptor. Raises FileExistsError if there is one."""
 
+    def open(self, path: Path) -> int:
+        """A file that is there, as a descriptor for writing at its end. Raises FileNotFoundError."""
+
     def write(self, fd: int, data: bytes) -> int:
         """Write at the end of the file; returns how many bytes were taken, which may be fewer than given."""
 
@@ -36,6 +39,9 @@ class Disk(Protocol):
 
     def remove(self, path: Path) -> None:
         """Take a file away."""
+
+    def remove_folder(self, folder: Path) -> None:
+        """Take an empty folder away."""
 
     def read(self, path: Path, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes from an offset; fewer at the end of the file. Raises FileNotFoundError."""
@@ -70,6 +76,10 @@ class LiveDisk:
         """A new file that only its owner may read."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
+    def open(self, path: Path) -> int:
+        """One open()."""
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+
     def write(self, fd: int, data: bytes) -> int:
         """One write()."""
         return os.write(fd, data)
@@ -89,6 +99,10 @@ class LiveDisk:
     def remove(self, path: Path) -> None:
         """One unlink()."""
         path.unlink()
+
+    def remove_folder(self, folder: Path) -> None:
+        """One rmdir()."""
+        folder.rmdir()
 
     def read(self, path: Path, offset: int, size: int) -> bytes:
         """Open, seek, read, close."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,12 +58,8 @@ class Header(msgspec.Struct, frozen=True):
     previous_sha256: bytes
 
 
-class Frame(NamedTuple):
-    """A whole frame that was read: its payload (None: a mark), the offset behind it in the view, its CRC."""
-
-    payload: memoryview | None
-    end: int
-    crc: int
+Frame = tuple[bytes | None, int, int]
+"""A whole frame that was read: its payload (None: a mark), the offset behind it, its CRC."""
 
 
 def journal_folder(data: Path, writer: str, epoch: int) -> Path:
@@ -98,21 +95,26 @@ def _mark_check(segment: int, offset: int) -> int:
     return zlib.crc32(_MARK_MAGIC + struct.pack("<QQ", segment, offset))
 
 
-def next_frame(view: memoryview, at: int, crc: int) -> Frame | None:
-    """The frame at an offset, behind the frame with that CRC; None if no whole and right one is there."""
-    start = at + FRAME.size
-    if len(view) < start:
-        return None
-    length, expected = FRAME.unpack_from(view, at)
-    if length & _MARK_BIT:
-        end, mark = start + _MARK.size, length ^ _MARK_BIT == _MARK.size
-        right = mark and end <= len(view) and zlib.crc32(view[start:end], crc ^ _MARK_SEED) == expected
-        return Frame(None, end, expected) if right else None
-    end = start + length
-    if not 0 < length <= RECORD_BYTES_MAX or end > len(view):
-        return None
-    payload = view[start:end]
-    return Frame(payload, end, expected) if zlib.crc32(payload, crc) == expected else None
+def whole_frames(data: bytes, at: int, crc: int) -> Iterator[Frame]:
+    """The whole and right frames from an offset on, behind the frame with that CRC, up to the first that is not."""
+    unpack, crc32, size = FRAME.unpack_from, zlib.crc32, len(data)
+    while (start := at + FRAME.size) <= size:
+        length, expected = unpack(data, at)
+        payload = None
+        if length & _MARK_BIT:
+            at = start + _MARK.size
+            mark = length ^ _MARK_BIT == _MARK.size and at <= size
+            if not mark or crc32(data[start:at], crc ^ _MARK_SEED) != expected:
+                return
+        else:
+            at = start + length
+            if not 0 < length <= RECORD_BYTES_MAX or at > size:
+                return
+            payload = data[start:at]
+            if crc32(payload, crc) != expected:
+                return
+        crc = expected
+        yield payload, at, crc
 
 
 def marked_as_synced(data: bytes, at: int, segment: int) -> int:

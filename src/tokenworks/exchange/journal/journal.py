@@ -71,7 +71,6 @@ class Journal:
         """Message and hint, once the journal takes nothing more."""
         self._torn = False
         """A failed write may have left a part of a frame behind the last record."""
-        self.sync_failures = 0
         self._committing = threading.Lock()
         """Held by whoever writes the buffer, syncs, or changes or closes the segment; not by an append."""
         # Written by the appender: after its write, first position, then bytes, then records. Read in the other order.
@@ -84,7 +83,7 @@ class Journal:
         self._position = self._flushed = self._synced = self._marked = self._segment.begin
         self._waiters.wake(self._synced)
         self._closed = False
-        self._committer = Committer(self)
+        self._committer = Committer(self, patient=policy == "written")
         if committer:
             self._committer.start()
 
@@ -112,16 +111,6 @@ class Journal:
     def synced_records(self) -> int:
         """How many survive a loss of power."""
         return self._synced_records
-
-    @property
-    def lag_records(self) -> int:
-        """Records that are appended and not synced yet."""
-        return self._records - self._synced_records
-
-    @property
-    def lag_bytes(self) -> int:
-        """Bytes of frames that are appended and not synced yet."""
-        return self._bytes - self._synced_bytes
 
     def append(self, payload: bytes) -> Position:
         """Add one record; what holds on return is the policy. Raises ExchangeDown: then it is not in the journal."""
@@ -278,7 +267,6 @@ class Journal:
         return True
 
     def _sync_failed(self, error: SyncFailed) -> None:
-        self.sync_failures += 1
         self._fail(f"the disk failed to sync the journal: {error.strerror}", _FAILED)
 
     def _fail(self, message: str, hint: str | None) -> None:
@@ -288,12 +276,8 @@ class Journal:
     def _mark_end(self) -> None:
         """Say in the file that all of it was synced, so that damage to its last records is told from a torn end."""
         mark, _ = mark_frame(self._synced, self._position.crc)
-        try:
+        with contextlib.suppress(OSError):  # the records are safe without it
             if self._torn:
                 self._cut(self._position)
             self._segment.write_all(mark)
             self._segment.sync()
-        except SyncFailed:
-            self.sync_failures += 1
-        except OSError:  # the records are safe without it
-            self._torn = True

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec.structs import astuple
 
 from tokenworks.core.errors import DataDirError
 from tokenworks.core.ids import Entropy
-from tokenworks.core.words import EnergyLine, Interval
+from tokenworks.core.words import BUCKETS, EnergyLine, Interval
 from tokenworks.exchange.log.files import create_private, read_private
 from tokenworks.exchange.words import Settlement
 
@@ -53,6 +54,25 @@ class Totals(NamedTuple):
         )
 
 
+class Settled(NamedTuple):
+    """A settlement's place in the log, and the account's totals after it: all that its leaf is made of."""
+
+    position: int
+    settlement: Settlement
+    totals: Totals
+
+
+class Metered(NamedTuple):
+    """The same of one request's part of one interval."""
+
+    position: int
+    line: EnergyLine
+    interval: Interval
+
+
+LeafRow = Settled | Metered
+
+
 def new_secret(path: Path, entropy: Entropy) -> bytes:
     """Make and keep the secret of a new log. Raises DataDirError, also when there is one."""
     secret = entropy(SECRET_BYTES)
@@ -70,15 +90,16 @@ def load_secret(path: Path) -> bytes:
     return secret
 
 
-def _derive(secret: bytes, *parts: str) -> bytes:
-    """A secret of its own for each use; a zero byte cannot be in an id, so no two uses run together."""
-    return hmac.digest(secret, "\0".join(parts).encode(), "sha256")
+def _salt(secret: bytes, use: bytes, *parts: str) -> str:
+    """A salt of its own for each leaf; a zero byte cannot be in an id, so no two leaves have the same."""
+    text = "\0".join(parts).encode()
+    return hashlib.blake2b(text, key=secret, digest_size=SALT_BYTES, person=use).hexdigest()
 
 
 @lru_cache(maxsize=ACCOUNTS_REMEMBERED)
 def account_salt(secret: bytes, account: str) -> bytes:
     """The key of an account's pseudonym. Its owner gets it with a bundle; it tells nothing about other accounts."""
-    return _derive(secret, "account", account)
+    return hmac.digest(secret, f"account\0{account}".encode(), "sha256")
 
 
 def pseudonym(account: str, salt: bytes) -> str:
@@ -123,7 +144,7 @@ def settlement_leaf(log: Identity, settled: Settlement, totals: Totals) -> Leaf:
         "rate_card": settled.rate_card,
         "price_book": settled.price_book,
         "currency": settled.currency,
-        "usage": dict(usage.counts()),
+        "usage": {bucket: count for bucket, count in zip(BUCKETS, astuple(usage), strict=False) if count},
         "certainty": usage.certainty,
         "ustu": settled.ustu,
         "nano": settled.nano,
@@ -131,7 +152,7 @@ def settlement_leaf(log: Identity, settled: Settlement, totals: Totals) -> Leaf:
         "loss_nano": settled.loss_nano,
         "entity": settled.entity,
         "at_ns": settled.at_ns,
-        "salt": _derive(log.secret, "settlement", settled.receipt)[:SALT_BYTES].hex(),
+        "salt": _salt(log.secret, b"settlement", settled.receipt),
     }
     if settled.decision is not None:
         leaf["site"] = settled.decision.chosen.site
@@ -140,7 +161,6 @@ def settlement_leaf(log: Identity, settled: Settlement, totals: Totals) -> Leaf:
 
 def energy_leaf(log: Identity, line: EnergyLine, interval: Interval) -> Leaf:
     """The leaf of one request's part of one interval."""
-    salt = _derive(log.secret, "energy", line.receipt, interval.site, str(interval.start_ns))
     leaf: Leaf = {
         "v": VERSION,
         "kind": "energy",
@@ -154,7 +174,7 @@ def energy_leaf(log: Identity, line: EnergyLine, interval: Interval) -> Leaf:
         "slice_ns": line.slice_ns,
         "provenance": interval.meter.value,
         "ended": line.ended,
-        "salt": salt[:SALT_BYTES].hex(),
+        "salt": _salt(log.secret, b"energy", line.receipt, interval.site, str(interval.start_ns)),
     }
     if line.carbon_ug is not None:
         leaf["carbon_ug"] = line.carbon_ug

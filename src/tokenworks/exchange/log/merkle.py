@@ -33,12 +33,13 @@ class NodeMissing(DataDirError):
     code = "log_node_missing"
 
 
-class Node(NamedTuple):
-    """The root of a complete subtree."""
+class Run(NamedTuple):
+    """Roots of complete subtrees of one size, one beside the other."""
 
     level: int
     place: int
-    hash: bytes
+    """Of the first."""
+    hashes: list[bytes]
 
 
 class Nodes(Protocol):
@@ -48,22 +49,9 @@ class Nodes(Protocol):
         """The node's hash, or None when it is not there."""
         ...
 
-    def put(self, nodes: Iterable[Node]) -> None:
-        """Keep all of them."""
+    def put(self, runs: Iterable[Run]) -> None:
+        """Keep all of them. Those of one level come in order, none left out."""
         ...
-
-
-class MemoryNodes:
-    """Nodes in a dictionary, for tests and small logs."""
-
-    def __init__(self) -> None:
-        self.kept: dict[tuple[int, int], bytes] = {}
-
-    def get(self, level: int, index: int) -> bytes | None:
-        return self.kept.get((level, index))
-
-    def put(self, nodes: Iterable[Node]) -> None:
-        self.kept.update(((level, index), hashed) for level, index, hashed in nodes)
 
 
 def leaf_hash(data: bytes) -> bytes:
@@ -81,46 +69,41 @@ class Tree:
 
     def __init__(self) -> None:
         self.size = 0
-        self._edge: list[bytes] = []
-        self._fresh: list[Node] = []
+        self._edge: dict[int, bytes] = {}
+        """By level, the last subtree that has nothing beside it yet: one for each bit of the size."""
+        self._fresh: list[Run] = []
 
     @classmethod
     def load(cls, nodes: Nodes, size: int) -> Tree:
         """The tree as it was at that size, from at most 64 reads. Raises NodeMissing."""
         made = cls()
-        made.size, made._edge = size, [_node(nodes, *place) for place in _complete(0, size)]
+        made.size, made._edge = size, {level: _node(nodes, level, place) for level, place in _complete(0, size)}
         return made
-
-    def append(self, leaf: bytes) -> int:
-        """Add a leaf by its hash; returns its index. One inner hash per leaf on average."""
-        return self.extend((leaf,))
 
     def extend(self, leaves: Iterable[bytes]) -> int:
         """Add leaves by their hashes; returns the index of the first. Raises ValueError and adds none for other bytes.
 
-        Every leaf that makes an index even completes as many subtrees as the index before it ends in one-bits.
+        Level by level: each two neighbours make one hash of the level above.
         """
-        leaves = list(leaves)
-        if any(len(leaf) != HASH_BYTES for leaf in leaves):
+        hashes = list(leaves)
+        if any(len(leaf) != HASH_BYTES for leaf in hashes):
             raise ValueError("a leaf is added by its hash of 32 bytes")
-        first = index = self.size
-        edge, fresh, node, sha256 = self._edge, self._fresh.append, Node._make, _sha256
-        for hashed in leaves:
-            fresh(node((0, index, hashed)))
-            level, place = 0, index
-            while place & 1:
-                hashed = sha256(b"\x01" + edge.pop() + hashed).digest()  # noqa: PLW2901
-                level += 1
-                place >>= 1
-                fresh(node((level, place, hashed)))
-            edge.append(hashed)
-            index += 1
-        self.size = index
+        first, level, place, sha256 = self.size, 0, self.size, _sha256
+        self.size += len(hashes)
+        while hashes:
+            self._fresh.append(Run(level, place, hashes))
+            if place & 1:
+                hashes, place = [self._edge.pop(level), *hashes], place - 1
+            if len(hashes) & 1:
+                self._edge[level] = hashes[-1]
+            pairs = zip(hashes[::2], hashes[1::2], strict=False)
+            hashes = [sha256(b"\x01" + left + right).digest() for left, right in pairs]
+            level, place = level + 1, place >> 1
         return first
 
     def root(self) -> bytes:
         """The root over all leaves so far."""
-        return _fold(self._edge)
+        return _fold([self._edge[level] for level in sorted(self._edge, reverse=True)])
 
     def flush(self, nodes: Nodes) -> None:
         """Put the nodes made since the last flush. They stay here when that fails, so it can be tried again."""

@@ -6,17 +6,19 @@ thrown away and a new one reads its place from the store. Sign a checkpoint only
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from tokenworks.core.errors import DataDirError, NotFound
-from tokenworks.core.words import EnergyLine, Interval
+from tokenworks.core.words import Interval
 from tokenworks.exchange.log.bundle import Bundle, Proven, Shown
 from tokenworks.exchange.log.checkpoint import Checkpoint, SigningKey, parse_and_verify, sign
 from tokenworks.exchange.log.leaves import (
     Identity,
     Leaf,
+    LeafRow,
+    Metered,
+    Settled,
     Totals,
     account_salt,
     canonical,
@@ -24,7 +26,7 @@ from tokenworks.exchange.log.leaves import (
     energy_leaf,
     settlement_leaf,
 )
-from tokenworks.exchange.log.merkle import MemoryNodes, Nodes, Tree, inclusion_proof, leaf_hash, root_at
+from tokenworks.exchange.log.merkle import Nodes, Tree, inclusion_proof, leaf_hash, root_at
 from tokenworks.exchange.log.plain import Object
 from tokenworks.exchange.words import Settlement
 
@@ -39,16 +41,6 @@ class LogForked(DataDirError):
     """The receipts log on disk is not the one that was signed."""
 
     code = "log_forked"
-
-
-class LeafRow(NamedTuple):
-    """A leaf as stored."""
-
-    position: int
-    receipt: str
-    kind: str
-    doc: bytes
-    """Its canonical bytes."""
 
 
 class LogStore(Nodes, Protocol):
@@ -67,36 +59,12 @@ class LogStore(Nodes, Protocol):
         ...
 
     def put_leaves(self, rows: Sequence[LeafRow]) -> None:
-        """Keep leaves; a position is never used twice."""
+        """Keep what leaves are made of; the leaves themselves can be made again, byte by byte."""
         ...
 
     def leaves_of(self, receipt: str) -> list[LeafRow]:
         """A receipt's leaves in the order of their position."""
         ...
-
-
-class MemoryLog(MemoryNodes):
-    """A store in memory, for tests and for the twin."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.leaves: list[LeafRow] = []
-        self.accounts: dict[str, Totals] = {}
-
-    def size(self) -> int:
-        return len(self.leaves)
-
-    def totals(self, account: str) -> Totals:
-        return self.accounts.get(account, Totals())
-
-    def put_totals(self, totals: Mapping[str, Totals]) -> None:
-        self.accounts.update(totals)
-
-    def put_leaves(self, rows: Sequence[LeafRow]) -> None:
-        self.leaves.extend(rows)
-
-    def leaves_of(self, receipt: str) -> list[LeafRow]:
-        return [row for row in self.leaves if row.receipt == receipt]
 
 
 class LogWriter:
@@ -106,12 +74,13 @@ class LogWriter:
         self._log, self._store = log, store
         self._tree = Tree.load(store, store.size())
         self._rows: list[LeafRow] = []
+        self._hashes: list[bytes] = []
         self._totals: dict[str, Totals] = {}
 
     @property
     def size(self) -> int:
         """Leaves in the log, those not flushed included."""
-        return self._tree.size
+        return self._tree.size + len(self._hashes)
 
     def settled(self, settlement: Settlement) -> int:
         """Add a settlement; returns its index in the log. It is the next of its account."""
@@ -119,18 +88,18 @@ class LogWriter:
         if before is None:
             before = self._store.totals(settlement.account)
         after = self._totals[settlement.account] = before.after(settlement)
-        return self._add(settlement.receipt, "settlement", settlement_leaf(self._log, settlement, after))
+        row = Settled(self.size, settlement, after)
+        self._add(row, settlement_leaf(self._log, settlement, after))
+        return row.position
 
-    def metered(self, interval: Interval, lines: Iterable[EnergyLine] | None = None) -> None:
-        """Add the energy records of a closed interval; ``lines`` when only some of them are taken."""
-        for line in interval.requests if lines is None else lines:
-            self._add(line.receipt, "energy", energy_leaf(self._log, line, interval))
+    def metered(self, interval: Interval) -> None:
+        """Add the energy records of a closed interval."""
+        for line in interval.requests:
+            self._add(Metered(self.size, line, interval), energy_leaf(self._log, line, interval))
 
-    def _add(self, receipt: str, kind: str, leaf: Leaf) -> int:
-        doc = canonical(leaf)
-        index = self._tree.append(leaf_hash(commitment(doc)))
-        self._rows.append(LeafRow(index, receipt, kind, doc))
-        return index
+    def _add(self, row: LeafRow, leaf: Leaf) -> None:
+        self._rows.append(row)
+        self._hashes.append(leaf_hash(commitment(canonical(leaf))))
 
     def flush(self) -> None:
         """Put everything since the last flush into the store. Once per transaction, before it commits.
@@ -138,9 +107,10 @@ class LogWriter:
         What waits here is bounded by the batch of records that the ledger applies in one transaction.
         """
         self._store.put_leaves(self._rows)
+        self._tree.extend(self._hashes)
         self._tree.flush(self._store)
         self._store.put_totals(self._totals)
-        self._rows, self._totals = [], {}
+        self._rows, self._hashes, self._totals = [], [], {}
 
     def checkpoint(self) -> Checkpoint:
         """What to sign. Only after the commit: a signed size whose leaves are lost is a log that lied."""
@@ -178,12 +148,21 @@ def export(
             raise NotFound(f"the receipts log has no {view['id']!r} of {account!r}")
         if rows[-1].position >= checkpoint.size:
             raise NotInCheckpoint(hint="try again in a second")
-        parts = {"settlement": [], "energy": []}  # type: dict[str, list[Proven]]
+        settled, metered = [], []
         for row in rows:
-            proof = tuple(inclusion_proof(store, row.position, checkpoint.size))
-            parts[row.kind].append(Proven(row.position, json.loads(row.doc), proof))
-        if len(parts["settlement"]) != 1:
+            if isinstance(row, Settled):
+                settled.append(_proven(store, row.position, settlement_leaf(log, *row[1:]), checkpoint))
+            else:
+                metered.append(_proven(store, row.position, energy_leaf(log, *row[1:]), checkpoint))
+        if len(settled) != 1:
             raise NotInCheckpoint(hint="its energy is there, its settlement is not: try again in a second")
-        receipts.append(Shown(dict(view), parts["settlement"][0], tuple(parts["energy"])))
+        receipts.append(Shown(dict(view), settled[0], tuple(metered)))
     salt = account_salt(log.secret, account)
     return Bundle(salt, sign(checkpoint, key), key.verifier().text(), tuple(receipts)).text()
+
+
+def _proven(store: LogStore, position: int, leaf: Leaf, checkpoint: Checkpoint) -> Proven:
+    """A leaf that was made again, with its proof. Raises LogForked when it is not the one that was made first."""
+    if store.get(0, position) != leaf_hash(commitment(canonical(leaf))):
+        raise LogForked(f"leaf {position} of the receipts log is not what the store says was booked")
+    return Proven(position, leaf, tuple(inclusion_proof(store, position, checkpoint.size)))

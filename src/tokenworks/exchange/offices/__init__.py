@@ -14,47 +14,18 @@ import msgspec
 
 from tokenworks.core.clock import Clock
 from tokenworks.core.errors import BadRequest, nearest
-from tokenworks.exchange.offices.outside import openapi, organization_costs, organization_usage
-from tokenworks.exchange.offices.people import (
-    account_create,
-    account_set,
-    accounts,
-    budget_close,
-    budget_set,
-    key_create,
-    key_revoke,
-    keys,
-)
-from tokenworks.exchange.offices.reading import (
-    books,
-    cake,
-    describe_site,
-    entries,
-    log_checkpoint,
-    log_proof,
-    receipt,
-    receipt_export,
-    receipts,
-    sold,
-    statement,
-)
-from tokenworks.exchange.offices.sales import (
-    entity_set,
-    grant_refund,
-    grant_sell,
-    grant_upgrade,
-    package_define,
-    packages,
-)
+from tokenworks.exchange.offices import clearing, outside, people, reading, sales
 from tokenworks.exchange.service import LedgerService
 from tokenworks.exchange.words import Lease
 
 Office = Callable[..., Any]
 
 
-def hello(service: LedgerService, writer: str, epoch: int | None = None) -> dict[str, Any]:
+def hello(
+    service: LedgerService, writer: str, epoch: int | None = None, lives_since: int | None = None
+) -> dict[str, Any]:
     """A gateway reports for work: its epoch, the directory, and what a restarted site agent has still to meter."""
-    epoch = service.hello(writer, epoch)
+    epoch = service.hello(writer, epoch, lives_since)
     return {
         "epoch": epoch,
         "directory": service.directory(),
@@ -74,33 +45,14 @@ OFFICES: dict[str, Office] = {
     office.__name__: office
     for office in (
         lease,
-        accounts,
-        account_create,
-        account_set,
-        budget_set,
-        budget_close,
-        keys,
-        key_create,
-        key_revoke,
-        packages,
-        package_define,
-        grant_sell,
-        grant_refund,
-        grant_upgrade,
-        entity_set,
-        receipt,
-        receipts,
-        books,
-        cake,
-        sold,
-        entries,
-        statement,
-        log_checkpoint,
-        log_proof,
-        receipt_export,
-        organization_usage,
-        organization_costs,
-        describe_site,
+        *(people.accounts, people.account_create, people.account_set, people.budget_set, people.budget_close),
+        *(people.keys, people.key_create, people.key_revoke),
+        *(sales.packages, sales.package_define, sales.grant_sell, sales.grant_refund, sales.grant_upgrade),
+        *(sales.entity_set, clearing.statements, clearing.statement, clearing.statement_issue),
+        *(clearing.statement_dispute, clearing.dispute_answer, clearing.statements_net, clearing.pair_settle),
+        *(reading.receipt, reading.receipts, reading.books, reading.cake, reading.sold, reading.entries),
+        *(reading.log_checkpoint, reading.log_proof, reading.receipt_export, reading.describe_site),
+        *(outside.organization_usage, outside.organization_costs),
     )
 }
 INSIDE = ("lease", "describe_site")
@@ -109,7 +61,7 @@ INSIDE = ("lease", "describe_site")
 
 def describe(service: LedgerService, clock: Clock) -> dict[str, Any]:
     """All offices for administrators, as OpenAPI."""
-    return openapi({name: office for name, office in OFFICES.items() if name not in (*INSIDE, "describe")})
+    return outside.openapi({name: office for name, office in OFFICES.items() if name not in (*INSIDE, "describe")})
 
 
 OFFICES["describe"] = describe
@@ -147,40 +99,3 @@ def _parameters(office: Office) -> tuple[dict[str, bool], dict[str, Any]]:
     """Name -> is required, and name -> type, of what comes after service and clock."""
     parameters = list(inspect.signature(office).parameters.values())[2:]
     return {each.name: each.default is each.empty for each in parameters}, get_type_hints(office)
-
-
-__all__ = [
-    "INSIDE",
-    "OFFICES",
-    "answer",
-    "describe",
-    "hello",
-    "lease",
-    "accounts",
-    "account_create",
-    "account_set",
-    "budget_set",
-    "budget_close",
-    "keys",
-    "key_create",
-    "key_revoke",
-    "packages",
-    "package_define",
-    "grant_sell",
-    "grant_refund",
-    "grant_upgrade",
-    "entity_set",
-    "receipt",
-    "receipts",
-    "books",
-    "cake",
-    "sold",
-    "entries",
-    "statement",
-    "log_checkpoint",
-    "log_proof",
-    "receipt_export",
-    "describe_site",
-    "organization_costs",
-    "organization_usage",
-]

@@ -80,11 +80,10 @@ def organization_costs(
         rows += part["rows"]
         purchases += part.get("purchases", [])
         credits_ += part.get("credits", [])
-    found = service.store.rows("currency")
     made = openai_usage.costs_page(
         rows,
         known=catalogue(()),
-        currency=found[0][0] if found else "USD",
+        currency=service.store.currency(),
         start_time=start_time,
         end_time=until_ns // NS_PER_S,
         purchases=purchases,

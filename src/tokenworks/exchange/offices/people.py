@@ -10,6 +10,7 @@ from tokenworks.core.clock import Clock
 from tokenworks.core.errors import LedgerRefused
 from tokenworks.core.ids import new_key
 from tokenworks.exchange.budget import burn_order
+from tokenworks.exchange.clearing_words import OPERATOR
 from tokenworks.exchange.offices.checks import check_choice, check_name, find
 from tokenworks.exchange.service import LedgerService
 from tokenworks.exchange.words import (
@@ -67,8 +68,10 @@ def account_create(
     overage: Overage = "payg",
     clamp: bool = True,
     price_class: str = "standard",
+    cheaper: list[str] | None = None,
+    home: str = OPERATOR,
 ) -> dict[str, Any]:
-    """Open an account with a root budget of the same id."""
+    """Open an account with a root budget of the same id. ``home`` is the entity that sells to it."""
     check_name(account, "an account")
     check_choice(window, Window, "window")
     check_choice(overage, Overage, "overage")
@@ -82,6 +85,8 @@ def account_create(
         overage=overage,
         clamp=clamp,
         price_class=price_class,
+        cheaper=tuple(cheaper or ()),
+        home=home,
     )
     root = Budget(
         id=account,
@@ -105,12 +110,14 @@ def account_set(
     overage: Overage | None = None,
     clamp: bool | None = None,
     price_class: str | None = None,
+    cheaper: list[str] | None = None,
 ) -> dict[str, Any]:
     """Change an account's terms."""
     old = find(account, service.state.accounts, "account")
     if overage is not None:
         check_choice(overage, Overage, "overage")
-    changes = {"overage": overage, "clamp": clamp, "price_class": price_class}
+    models = None if cheaper is None else tuple(cheaper)
+    changes = {"overage": overage, "clamp": clamp, "price_class": price_class, "cheaper": models}
     new = msgspec.structs.replace(old, **{name: value for name, value in changes.items() if value is not None})
     service.submit(OpenAccount(account=new))
     return {"account": account, "status": "changed" if new != old else "already_so"}

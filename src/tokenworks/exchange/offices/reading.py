@@ -1,4 +1,4 @@
-"""Reading the books: receipts, trial balance, cake, pages for exports, the receipts log, statements of entities."""
+"""Reading the books: receipts, trial balance, cake, pages for exports, the receipts log."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import msgspec
 
 from tokenworks.core.clock import Clock
 from tokenworks.core.errors import BadRequest
-from tokenworks.exchange import report, settlement
+from tokenworks.exchange import report
 from tokenworks.exchange.exports.sold import Credit, purchase_of, sold_of
 from tokenworks.exchange.service import LedgerService
-from tokenworks.exchange.words import DescribeSite, Entity, Grant, Settlement, SiteFacts
+from tokenworks.exchange.words import DescribeSite, Grant, SiteFacts, decode_settlement
 
 RECEIPTS_LISTED_MAX = 1_000
 PAGE_ROWS_MAX = 5_000
@@ -67,7 +67,7 @@ def sold(
     rows = []
     found = service.store.rows("sold_page", after=after or "", account=account, limit=limit, **period)
     for _, doc, energy_mj, carbon_ug in found:
-        settled = msgspec.json.decode(doc, type=Settlement)
+        settled = decode_settlement(doc)
         owner = state.accounts[settled.account]
         rows.append(
             sold_of(
@@ -87,11 +87,10 @@ def sold(
 def _beside(service: LedgerService, account: str | None, since_ns: int, until_ns: int) -> dict[str, Any]:
     """What an invoice needs beside requests."""
     state, store = service.state, service.store
-    currency = store.rows("currency")
     grants = [g for g in state.grants.values() if account in (None, g.account)]
     bought = [g for g in grants if since_ns <= g.created_ns < until_ns]
     ended = [g for g in grants if g.refund_nano and g.ended_ns is not None and since_ns <= g.ended_ns < until_ns]
-    name = currency[0][0] if currency else "USD"
+    name = store.currency()
     found: dict[str, Any] = {
         "grants": grants,
         "purchases": [purchase_of(g, name, state.accounts[g.account].name) for g in bought],
@@ -164,18 +163,3 @@ def receipt_export(service: LedgerService, clock: Clock, receipts: list[str]) ->
     if len(accounts) != 1:
         raise BadRequest("a bundle is for one account", hint="export one bundle for each")
     return service.log.bundle(accounts.pop(), msgspec.to_builtins(views))
-
-
-def statement(
-    service: LedgerService, clock: Clock, since_ns: int = 0, until_ns: int = FOR_EVER_NS
-) -> list[settlement.Statement]:
-    """What the pool owes each entity for a period, with its lines' hash."""
-    service.catch_up()
-    entities = service.state.entities
-    home = next((name for name, entity in entities.items() if entity.own), "own")
-    rows = [
-        settlement.Served(id=receipt, entity=entity, home=home, ustu=ustu, nano=nano, fee_nano=fee_nano)
-        for receipt, entity, ustu, nano, fee_nano in service.store.rows("served", since_ns=since_ns, until_ns=until_ns)
-    ]
-    known = {home: Entity(name=home, own=True), **entities}
-    return list(settlement.statements(rows, known, since_ns, until_ns))

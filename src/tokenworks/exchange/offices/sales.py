@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from tokenworks.core.clock import Clock
+from tokenworks.core.errors import LedgerRefused
 from tokenworks.core.ids import new_id
 from tokenworks.exchange.offices.checks import check_name, convert, find
 from tokenworks.exchange.service import LedgerService
@@ -36,10 +37,13 @@ def grant_sell(
     package: str,
     grant: str | None = None,
     effective_ns: int | None = None,
+    budget: str | None = None,
 ) -> dict[str, Any]:
-    """Sell a package to an account. The same ``grant`` id twice is one sale."""
+    """Sell a package to an account, or to one of its budgets. The same ``grant`` id twice is one sale."""
     terms = find(package, service.state.packages, "package")
     find(account, service.state.accounts, "account")
+    if budget is not None and find(budget, service.state.budgets, "budget").closed_ns is not None:
+        raise LedgerRefused(f"budget {budget!r} is closed", hint="sell it to another")
     now_ns = clock.now_ns()
     name = grant or new_id("grnt", now_ns)
     if name in service.state.grants:
@@ -49,6 +53,7 @@ def grant_sell(
         id=check_name(name, "a grant"),
         account=account,
         package=package,
+        budget=budget or "",
         size_ustu=terms.size_ustu,
         price_nano=terms.price_nano,
         created_ns=now_ns,
@@ -79,7 +84,7 @@ def grant_upgrade(service: LedgerService, clock: Clock, grant: str, package: str
     old = find(grant, service.state.grants, "grant")
     find(package, service.state.packages, "package")
     refunded = grant_refund(service, clock, grant, reason=f"upgrade to {package}")
-    sold = grant_sell(service, clock, old.account, package)
+    sold = grant_sell(service, clock, old.account, package, budget=old.budget or None)
     return {"grant": sold["grant"], "status": "upgraded", "from": grant, "refund_nano": refunded["refund_nano"]}
 
 

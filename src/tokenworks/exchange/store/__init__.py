@@ -6,9 +6,8 @@ the port ``database.Database``.
 
 Statements are named in ``queries.sql``, portable, with ``:name`` parameters. Where PostgreSQL truly needs another text,
 ``queries.postgres.sql`` has one of the same name. To be portable, write a cast around a parameter that stands beside
-nothing but NULL, ``IS DISTINCT FROM`` for ``IS NOT``, ``doc ->> 'field'`` for JSON (text there: cast it to compare it
-with a number), and an ORDER BY that leaves no ties. ``Store.write`` gathers rows by statement: two statements that see
-each other's rows in one batch need their order in ``base.ORDER``.
+nothing but NULL, ``IS DISTINCT FROM`` for ``IS NOT``, and an ORDER BY that leaves no ties. ``Store.write`` gathers rows
+by statement: two statements that see each other's rows in one batch need their order in ``base.ORDER``.
 
 Tables are made by ``migrations/NNNN_pre_what.sql`` and ``NNNN_post_what.sql``: ``pre`` only adds, ``post`` changes or
 removes. Files of one number are one step, ``pre`` first, and run in one transaction when the store opens; the number

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import msgspec
 
 from tokenworks.core.words import Interval, Work
+from tokenworks.exchange.clearing_words import ClearingCommand
 from tokenworks.exchange.journal import START, Position
+from tokenworks.exchange.log.leaves import Metered, Settled
 from tokenworks.exchange.state import Entry, Source, State, Tally
-from tokenworks.exchange.store.database import Database, Row, Values, queries
+from tokenworks.exchange.store.clearing import clearing_rows, load_clearing
+from tokenworks.exchange.store.database import Database, Line, Row, Values, queries
 from tokenworks.exchange.store.migrate import migrate
 from tokenworks.exchange.store.rights import doc, grant_row, lease_row, load_rights, tally_row
 from tokenworks.exchange.words import (
@@ -22,19 +26,19 @@ from tokenworks.exchange.words import (
     CloseInterval,
     DefinePackage,
     DescribeSite,
-    ExtendHold,
     Key,
     OpenAccount,
     PlaceHold,
     RevokeKey,
     SetEntity,
-    Settle,
     Settlement,
     SiteFacts,
-    Void,
+    decode_settlement,
+    encode_settlement,
 )
 
 UNMETERED_MAX = 100_000
+PAGE_ROWS = 5_000
 PENDING_MAX = 50_000
 """Rows that wait for the end of their transaction; beyond, they are sent before it."""
 ORDER = ("drop_hold", "save_hold", "save_energy_line", "save_receipt", "mark_metered")
@@ -52,8 +56,9 @@ class Store:
         self._db = database
         self._sql = queries(database.dialect)
         self._inside = False
-        self._pending: dict[str, list[Values]] = {}
-        self._holds: dict[str, dict[str, object]] = {}
+        self._pending: dict[str, list[Any]] = {}
+        self._kept: set[str] | None = None
+        """Receipts of the holds in the table; None: not asked yet."""
         self._waiting = 0
         try:
             migrate(database)
@@ -75,7 +80,7 @@ class Store:
         self._flush()
         return self._db.rows(self._sql[query], values)
 
-    def write(self, name: str, values: Sequence[Values]) -> None:
+    def write(self, name: str, values: Sequence[Values] | Sequence[Line]) -> None:
         """Run a named statement for each of the values, at the latest when the transaction ends."""
         if not values:
             return
@@ -97,29 +102,31 @@ class Store:
             with self._db.transaction():
                 yield
                 self._flush()
+        except BaseException:
+            self._kept = None
+            raise
         finally:
             self._inside = False
             self._forget()
 
     def _forget(self) -> None:
-        self._pending, self._holds, self._waiting = {}, {}, 0
+        self._pending, self._waiting = {}, 0
 
     def _flush(self) -> None:
         if not self._waiting:
             return
-        pending, holds = self._pending, self._holds
+        pending = self._pending
         self._forget()
-        if holds:
-            pending["save_hold"] = [*holds.values()]
         for name in sorted(pending, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
             rows = self._metered(pending[name]) if name == "save_receipt" else pending[name]
             self._db.many(self._sql[name], rows)
 
-    def _metered(self, receipts: list[Values]) -> list[Values]:
+    def _metered(self, receipts: list[Line]) -> list[Line]:
         """A work can be metered before its settlement arrives from another journal."""
-        waiting = json.dumps([row["id"] for row in receipts if not row["metered"]])
-        ended = {receipt for (receipt,) in self._db.rows(self._sql["ended_among"], {"ids": waiting})}
-        return [{**row, "metered": 1} if row["id"] in ended else row for row in receipts]
+        waiting = [row[0] for row in receipts if not row[-1]]
+        found = self._db.rows(self._sql["ended_among"], {"ids": json.dumps(waiting)}) if waiting else []
+        ended = {receipt for (receipt,) in found}
+        return [(*row[:-1], 1) if row[0] in ended else row for row in receipts]
 
     def close(self) -> None:
         """Let go of the database."""
@@ -151,6 +158,7 @@ class Store:
             state.sites[facts.site] = facts
         state.interval_end_ns = dict(self.rows("interval_ends"))
         load_rights(state, self.rows)
+        load_clearing(state, self.rows)
         state.ended = {source for source, (_, standing) in self.sources().items() if standing}
         state.balances = {(book, account): amount for book, account, amount in self.rows("all_balances")}
         return state
@@ -163,15 +171,31 @@ class Store:
         """Receipts that a writer's epoch holds and has not settled."""
         return [receipt for (receipt,) in self.rows("holds_of", writer=writer, epoch=epoch)]
 
-    def settled_among(self, receipts: Iterable[str]) -> set[str]:
+    def settled_among(self, receipts: Collection[str]) -> set[str]:
         """Which of these receipts are written already: one question for a batch instead of one for each."""
-        return {receipt for (receipt,) in self.rows("settled_among", ids=json.dumps(list(receipts)))}
+        ids = json.dumps(list(receipts))
+        return {receipt for (receipt,) in self.rows("settled_among", ids=ids)} if receipts else set()
 
     def unmetered(self) -> list[Work]:
         """Settled work that no closed interval has taken."""
-        found = self.rows("unmetered", limit=UNMETERED_MAX)
-        works = [msgspec.json.decode(text, type=Settlement).work for (text,) in found]
+        works = [decode_settlement(data).work for (data,) in self.rows("unmetered", limit=UNMETERED_MAX)]
         return [work for work in works if work is not None]
+
+    def receipts(self) -> Iterator[tuple[Row, Settlement | None]]:
+        """All receipts in order of their ids: the row, and the settlement in it; None for one that cannot be read."""
+        after = ""
+        while rows := self.rows("receipt_page", after=after, limit=PAGE_ROWS):
+            for row in rows:
+                try:
+                    yield row, decode_settlement(row[-1])
+                except msgspec.DecodeError:
+                    yield row, None
+            after = rows[-1][0]
+
+    def currency(self) -> str:
+        """In which the latest receipt was charged."""
+        rows = self.rows("last_receipt")
+        return decode_settlement(rows[0][0]).currency if rows else "USD"
 
     # --- writing: inside one transaction ----------------------------------------------------------------------------
 
@@ -188,9 +212,9 @@ class Store:
 
     def save_entries(self, txn: int, entries: Sequence[Entry], at_ns: int) -> None:
         """Write the lines of one command, all of them: PostgreSQL refuses a part that does not sum to zero."""
-        self.write("save_entry", [{**e._asdict(), "txn": txn, "at_ns": e.at_ns or at_ns} for e in entries])
+        self.write("save_entry", [(txn, book, account, amount, own or at_ns) for book, account, amount, own in entries])
 
-    def save_figures(self, state: State, balances: set[tuple[str, str]], budgets: set[str]) -> None:
+    def save_figures(self, state: State, balances: Collection[tuple[str, str]], budgets: set[str]) -> None:
         """Write the balances and budgets that a batch touched, once each."""
         self.write(
             "save_balance", [{"book": b, "account": a, "amount": state.balances[b, a]} for b, a in sorted(balances)]
@@ -211,7 +235,7 @@ class Store:
             else:
                 self.write("save_lease", [lease_row(source, counter, leases[counter]) for counter in sorted(leases)])
 
-    def save_command(self, state: State, command: AnyCommand, writer: str, epoch: int) -> None:
+    def save_command(self, state: State, command: AnyCommand) -> None:
         """Write what a command changed beside balances and budgets."""
         match command:
             case OpenAccount(account=account):
@@ -222,66 +246,57 @@ class Store:
                 self.write("save_key", [{"id": name, "doc": doc(state.keys[name])}])
             case DescribeSite(facts=facts, at_ns=at_ns):
                 self.write("save_site", [{"name": facts.site, "since_ns": at_ns, "doc": doc(facts)}])
-            case PlaceHold(receipt=receipt) | ExtendHold(receipt=receipt):
-                # One that came too late is not in the state, and so it is not in the table.
-                if receipt in state.holds:
-                    self._save_hold(state.holds[receipt], writer, epoch)
-            case Settle(settlement=settlement):
-                self._drop_hold(settlement.receipt)
-                self._save_receipt(settlement)
-            case Void(receipt=receipt):
-                self._drop_hold(receipt)
             case CloseInterval(interval=interval):
                 self._save_interval(interval)
             case DefinePackage(package=package):
                 self.write("save_package", [{"code": package.code, "doc": doc(package)}])
             case SetEntity(entity=entity):
                 self.write("save_entity", [{"name": entity.name, "doc": doc(entity)}])
+            case ClearingCommand():
+                self._flush()  # what was served before it is stated by it, what comes after is not
+                for name, row in clearing_rows(state, command):
+                    self.write(name, [row])
+                self._flush()
             case _:
-                pass  # written with the figures and the rights
+                pass  # written with the holds, the receipts, the figures and the rights
 
-    # Most holds are placed and released within one batch. Those never reach the table: what is dropped leaves the
-    # waiting ones, and drops go out before saves, so that a receipt which is dropped and held again is there.
+    def save_holds(self, state: State, placed: Iterable[str], writer: str, epoch: int) -> None:
+        """Write what is held after a batch that placed these, and was not before; most are settled in the same batch.
 
-    def _save_hold(self, hold: PlaceHold, writer: str, epoch: int) -> None:
-        row = {"receipt": hold.receipt, "writer": writer, "epoch": epoch, "doc": doc(hold)}
-        if not self._inside:
-            self.write("save_hold", [row])
-            return
-        self._holds.setdefault(hold.receipt, row)["doc"] = row["doc"]
-        self._waiting += 1
+        A hold that was held already stays its first writer's.
+        """
+        if self._kept is None:
+            self._kept = {name for (name,) in self.rows("held")}
+        gone = self._kept.difference(state.holds)
+        new = {name: state.holds[name] for name in placed if name in state.holds}
+        self.write("drop_hold", [{"receipt": name} for name in gone])
+        by = {"writer": writer, "epoch": epoch}
+        self.write("save_hold", [{"receipt": name, **by, "doc": doc(hold)} for name, hold in new.items()])
+        self._kept = (self._kept - gone) | new.keys()
 
-    def _drop_hold(self, receipt: str) -> None:
-        self._holds.pop(receipt, None)
-        self.write("drop_hold", [{"receipt": receipt}])
+    def save_receipts(self, rows: Sequence[Settled]) -> None:
+        """Write settlements and where their leaves are in the receipts log."""
+        lines: list[Line] = []
+        for position, settled, totals in rows:
+            usage, data = settled.usage, encode_settlement(settled)
+            head = (settled.receipt, settled.account, settled.at_ns, usage.total(), usage.output + usage.reasoning)
+            figures = (settled.ustu, settled.nano, settled.loss_ustu, settled.loss_nano, data)
+            lines.append((*head, *figures, position, *totals, int(settled.work is None)))
+        self.write("save_receipt", lines)
 
-    def _save_receipt(self, settled: Settlement) -> None:
-        usage = settled.usage
-        self.write(
-            "save_receipt",
-            [
-                {
-                    "id": settled.receipt,
-                    "account": settled.account,
-                    "at_ns": settled.at_ns,
-                    "tokens": usage.total(),
-                    "output": usage.output + usage.reasoning,
-                    "ustu": settled.ustu,
-                    "nano": settled.nano,
-                    "loss_ustu": settled.loss_ustu,
-                    "loss_nano": settled.loss_nano,
-                    "metered": int(settled.work is None),
-                    "doc": doc(settled),
-                }
-            ],
-        )
+    def save_energy(self, rows: Sequence[Metered]) -> None:
+        """Write the energy records of requests and where their leaves are."""
+        lines: list[Line] = []
+        for position, line, interval in rows:
+            energy = (line.energy_mj, line.energy_nano, line.overhead_mj, line.overhead_nano, line.carbon_ug)
+            rest = (line.slice_ns, line.device_nano, int(line.ended), position)
+            lines.append((line.receipt, interval.site, interval.start_ns, *energy, *rest))
+        self.write("save_energy_line", lines)
+        self.write("mark_metered", [{"receipt": line.receipt} for _, line, _ in rows if line.ended])
 
     def _save_interval(self, interval: Interval) -> None:
         # The request lines have a table of their own; the document keeps the rest, so that it stays small.
         head = msgspec.structs.replace(interval, requests=())
         at = {"site": interval.site, "start_ns": interval.start_ns}
-        figures = {"meter_mj": interval.meter_mj, "bill_nano": interval.bill_nano, "carbon_ug": interval.carbon_ug}
-        self.write("save_interval", [{**at, "end_ns": interval.end_ns, **figures, "doc": doc(head)}])
-        lines = [{**at, **msgspec.structs.asdict(line), "ended": int(line.ended)} for line in interval.requests]
-        self.write("save_energy_line", lines)
-        self.write("mark_metered", [{"receipt": line.receipt} for line in interval.requests if line.ended])
+        sums = {"meter_mj": interval.meter_mj, "bill_nano": interval.bill_nano, "carbon_ug": interval.carbon_ug}
+        self.write("save_interval", [{**at, "end_ns": interval.end_ns, **sums, "doc": doc(head)}])

@@ -11,6 +11,8 @@ from typing import Any, Literal, Protocol
 Dialect = Literal["sqlite", "postgres"]
 Row = tuple[Any, ...]
 Values = Mapping[str, object]
+Line = tuple[object, ...]
+"""Values in the order in which a statement names them: cheaper where rows are many."""
 
 
 class Database(Protocol):
@@ -34,8 +36,8 @@ class Database(Protocol):
     def rows(self, sql: str, values: Values) -> list[Row]:
         """Run one statement and return its rows."""
 
-    def many(self, sql: str, values: Sequence[Values]) -> None:
-        """Run one statement for each of the values, in order."""
+    def many(self, sql: str, values: Sequence[Values] | Sequence[Line]) -> None:
+        """Run one statement for each of the values, in order. Lines are for statements that PostgreSQL has as COPY."""
 
     def script(self, sql: str) -> None:
         """Run several statements without parameters."""

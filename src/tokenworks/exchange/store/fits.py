@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import msgspec
 
@@ -16,28 +16,29 @@ FIGURE_MAX = 2**63 - 1
 def refuse_unstorable(command: AnyCommand) -> None:
     """Raises LedgerRefused for a figure beyond 64 bits, or a name with a zero byte (PostgreSQL's text has none)."""
     match command:
-        case PlaceHold():
-            _check(command.receipt, (command.receipt, command.budget), (command.ustu, command.nano, command.at_ns))
         case Settle(settlement=s):
             # What the books move is a difference of two figures, and what a row counts is a sum of the buckets.
             figures = (s.ustu, s.nano, s.loss_ustu, s.loss_nano, s.ustu - s.loss_ustu, s.nano - s.loss_nano, s.at_ns)
             site = s.decision.chosen.site if s.decision else "-"
-            _check(s.receipt, (s.receipt, s.account, s.budget, site), (*figures, s.usage.total()))
+            _check(s.receipt, f"{s.receipt}{s.account}{s.budget}{site}", (*figures, s.usage.total()))
+        case PlaceHold():
+            held = (command.ustu, command.nano, command.at_ns)
+            _check(command.receipt, f"{command.receipt}{command.budget}", held)
         case CloseInterval(interval=interval):
             values = msgspec.structs.astuple(interval)
-            _check(interval.site, (interval.site, interval.supply), (v for v in values if isinstance(v, int)))
+            _check(interval.site, interval.site + interval.supply, [v for v in values if isinstance(v, int)])
             for line in interval.requests:
-                figures_of = (v for v in msgspec.structs.astuple(line) if isinstance(v, int))
-                _check(line.receipt, (line.receipt,), figures_of)
+                figures_of = [v for v in msgspec.structs.astuple(line) if isinstance(v, int)]
+                _check(line.receipt, line.receipt, figures_of)
         case _:
             texts = _strings(msgspec.to_builtins(command))
-            _check(type(command).__name__, texts, ())
+            _check(type(command).__name__, "".join(texts), (0,))
 
 
-def _check(what: str, names: Iterable[str], figures: Iterable[int]) -> None:
-    if any("\0" in name for name in names):
+def _check(what: str, names: str, figures: Collection[int]) -> None:
+    if "\0" in names:
         raise LedgerRefused(f"a name in {what!r} has a zero byte")
-    if any(not -FIGURE_MAX <= figure <= FIGURE_MAX for figure in figures):
+    if min(figures) < -FIGURE_MAX or max(figures) > FIGURE_MAX:
         raise LedgerRefused(f"a figure of {what!r} is beyond 64 bits")
 
 

@@ -1,4 +1,4 @@
--- Statements of queries.sql that PostgreSQL needs in other words. COPY takes its columns from the values, by name.
+-- Statements of queries.sql that PostgreSQL needs in other words. COPY takes rows of values in the order of its columns.
 
 -- name: has_meta
 SELECT 1 WHERE to_regclass('meta') IS NOT NULL;
@@ -14,8 +14,9 @@ WHERE ended = 1 AND receipt IN (SELECT json_array_elements_text(CAST(:ids AS jso
 COPY entry (txn, book, account, amount, at_ns) FROM STDIN;
 
 -- name: save_receipt
-COPY receipt (id, account, at_ns, tokens, output, ustu, nano, loss_ustu, loss_nano, metered, doc) FROM STDIN;
+COPY receipt (id, account, at_ns, tokens, output, ustu, nano, loss_ustu, loss_nano, doc,
+              leaf, seq, cum_ustu, cum_nano, metered) FROM STDIN;
 
 -- name: save_energy_line
-COPY energy_line (receipt, site, start_ns, energy_mj, energy_nano, overhead_mj, overhead_nano, carbon_ug, slice_ns,
-                  device_nano, ended) FROM STDIN;
+COPY energy_line (receipt, site, start_ns, energy_mj, energy_nano, overhead_mj, overhead_nano, carbon_ug,
+                  slice_ns, device_nano, ended, leaf) FROM STDIN;

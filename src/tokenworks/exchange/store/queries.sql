@@ -31,6 +31,9 @@ SELECT site, max(end_ns) FROM interval GROUP BY site ORDER BY site;
 -- name: sources
 SELECT writer, epoch, segment, "offset", crc, dead FROM source ORDER BY writer, epoch;
 
+-- name: held
+SELECT receipt FROM hold ORDER BY receipt;
+
 -- name: holds_of
 SELECT receipt FROM hold WHERE writer = :writer AND epoch = :epoch ORDER BY receipt;
 
@@ -69,15 +72,19 @@ ON CONFLICT (book, account) DO UPDATE SET amount = excluded.amount;
 INSERT INTO entry (txn, book, account, amount, at_ns) VALUES (:txn, :book, :account, :amount, :at_ns);
 
 -- name: save_receipt
-INSERT INTO receipt (id, account, at_ns, tokens, output, ustu, nano, loss_ustu, loss_nano, metered, doc)
-VALUES (:id, :account, :at_ns, :tokens, :output, :ustu, :nano, :loss_ustu, :loss_nano, :metered, :doc);
+INSERT INTO receipt (id, account, at_ns, tokens, output, ustu, nano, loss_ustu, loss_nano, doc,
+                     leaf, seq, cum_ustu, cum_nano, metered)
+VALUES (:id, :account, :at_ns, :tokens, :output, :ustu, :nano, :loss_ustu, :loss_nano, :doc,
+        :leaf, :seq, :cum_ustu, :cum_nano, :metered);
 
 -- name: save_interval
 INSERT INTO interval VALUES (:site, :start_ns, :end_ns, :meter_mj, :bill_nano, :carbon_ug, :doc);
 
 -- name: save_energy_line
-INSERT INTO energy_line VALUES (:receipt, :site, :start_ns, :energy_mj, :energy_nano, :overhead_mj, :overhead_nano,
-                                :carbon_ug, :slice_ns, :device_nano, :ended);
+INSERT INTO energy_line (receipt, site, start_ns, energy_mj, energy_nano, overhead_mj, overhead_nano, carbon_ug,
+                         slice_ns, device_nano, ended, leaf)
+VALUES (:receipt, :site, :start_ns, :energy_mj, :energy_nano, :overhead_mj, :overhead_nano, :carbon_ug,
+        :slice_ns, :device_nano, :ended, :leaf);
 
 -- name: mark_metered
 UPDATE receipt SET metered = 1 WHERE id = :receipt;
@@ -132,16 +139,6 @@ SELECT txn, book, sum(amount) FROM entry GROUP BY txn, book HAVING sum(amount) <
 SELECT account, sum(ustu - loss_ustu), sum(nano - loss_nano), sum(loss_ustu), sum(loss_nano), count(*)
 FROM receipt GROUP BY account ORDER BY account;
 
--- name: wrong_receipts
--- Compared as text, so that "5.0" or "5x" is not a 5.
-SELECT id FROM receipt
-WHERE doc ->> 'receipt' IS DISTINCT FROM id OR doc ->> 'account' IS DISTINCT FROM account
-   OR CAST(doc ->> 'ustu' AS TEXT) IS DISTINCT FROM CAST(ustu AS TEXT)
-   OR CAST(doc ->> 'nano' AS TEXT) IS DISTINCT FROM CAST(nano AS TEXT)
-   OR CAST(doc ->> 'loss_ustu' AS TEXT) IS DISTINCT FROM CAST(loss_ustu AS TEXT)
-   OR CAST(doc ->> 'loss_nano' AS TEXT) IS DISTINCT FROM CAST(loss_nano AS TEXT)
-ORDER BY id LIMIT 20;
-
 -- name: energy_line_sums
 SELECT site, sum(energy_mj) FROM energy_line GROUP BY site ORDER BY site;
 
@@ -168,9 +165,6 @@ SELECT (SELECT count(*) FROM receipt), (SELECT count(*) FROM hold), (SELECT coun
 
 -- name: last_txn
 SELECT coalesce(max(txn), 0) FROM entry;
-
--- name: budget_sums
-SELECT doc ->> 'budget', sum(ustu - loss_ustu), sum(nano - loss_nano) FROM receipt GROUP BY 1 ORDER BY 1;
 
 -- name: save_package
 INSERT INTO package (code, doc) VALUES (:code, :doc) ON CONFLICT (code) DO UPDATE SET doc = excluded.doc;
@@ -212,17 +206,15 @@ SELECT budget, window_ns, window_ustu, window_nano, carved_ustu, carved_nano FRO
 -- name: all_leases
 SELECT writer, epoch, counter, window_ns, allowance, used FROM lease ORDER BY writer, epoch, counter;
 
--- name: all_receipts
-SELECT doc FROM receipt ORDER BY id;
+-- name: receipt_page
+SELECT id, account, ustu, nano, loss_ustu, loss_nano, doc FROM receipt WHERE id > :after ORDER BY id LIMIT :limit;
 
--- name: burns
-SELECT doc ->> 'burned' FROM receipt WHERE doc ->> 'burned' <> '[]';
+-- name: last_receipt
+SELECT doc FROM receipt ORDER BY id DESC LIMIT 1;
 
--- name: save_leaf
-INSERT INTO log_leaf (position, receipt, kind, doc) VALUES (:position, :receipt, :kind, :doc);
-
--- name: save_node
-INSERT INTO log_node (level, place, hash) VALUES (:level, :place, :hash);
+-- name: save_tile
+INSERT INTO log_tile (level, place, hashes) VALUES (:level, :place, :hashes)
+ON CONFLICT (level, place) DO UPDATE SET hashes = excluded.hashes;
 
 -- name: save_log_account
 INSERT INTO log_account (account, seq, ustu, nano) VALUES (:account, :seq, :ustu, :nano)
@@ -232,17 +224,23 @@ ON CONFLICT (account) DO UPDATE SET seq = excluded.seq, ustu = excluded.ustu, na
 INSERT INTO log_checkpoint (size, at_ns, note) VALUES (:size, :at_ns, :note)
 ON CONFLICT (size) DO UPDATE SET at_ns = excluded.at_ns, note = excluded.note;
 
--- name: log_size
-SELECT coalesce(max(position) + 1, 0) FROM log_leaf;
+-- name: last_tile
+SELECT place, hashes FROM log_tile WHERE level = 0 ORDER BY place DESC LIMIT 1;
 
--- name: log_node
-SELECT hash FROM log_node WHERE level = :level AND place = :place;
+-- name: log_tile
+SELECT hashes FROM log_tile WHERE level = :level AND place = :place;
 
 -- name: log_account
 SELECT seq, ustu, nano FROM log_account WHERE account = :account;
 
--- name: leaves_of
-SELECT position, receipt, kind, doc FROM log_leaf WHERE receipt = :receipt ORDER BY position;
+-- name: settled_leaf
+SELECT leaf, seq, cum_ustu, cum_nano, doc FROM receipt WHERE id = :receipt;
+
+-- name: metered_leaves
+SELECT e.leaf, e.ended, i.doc, e.energy_mj, e.energy_nano, e.overhead_mj, e.overhead_nano, e.carbon_ug, e.slice_ns,
+       e.device_nano
+FROM energy_line AS e JOIN interval AS i ON i.site = e.site AND i.start_ns = e.start_ns
+WHERE e.receipt = :receipt ORDER BY e.leaf;
 
 -- name: last_checkpoint
 SELECT note FROM log_checkpoint ORDER BY size DESC LIMIT 1;
@@ -263,15 +261,42 @@ SELECT coalesce(sum(amount), 0) FROM entry
 WHERE book = 'money' AND account = :account AND at_ns >= :since_ns AND at_ns < :until_ns;
 
 -- name: save_served
-INSERT INTO served (receipt, entity, at_ns, ustu, nano, fee_nano)
-VALUES (:receipt, :entity, :at_ns, :ustu, :nano, :fee_nano);
+INSERT INTO served (receipt, entity, home, at_ns, ustu, loss_ustu, nano, loss_nano, fee_nano)
+VALUES (:receipt, :entity, :home, :at_ns, :ustu, :loss_ustu, :nano, :loss_nano, :fee_nano);
 
--- name: served
-SELECT receipt, entity, ustu, nano, fee_nano FROM served
-WHERE at_ns >= :since_ns AND at_ns < :until_ns ORDER BY receipt;
+-- name: save_unstated
+INSERT INTO unstated (entity, home, day_ns, lines, ustu, loss_ustu, nano, loss_nano, fee_nano)
+VALUES (:entity, :home, :day_ns, :lines, :ustu, :loss_ustu, :nano, :loss_nano, :fee_nano)
+ON CONFLICT (entity, home, day_ns) DO UPDATE SET lines = unstated.lines + excluded.lines,
+  ustu = unstated.ustu + excluded.ustu, loss_ustu = unstated.loss_ustu + excluded.loss_ustu,
+  nano = unstated.nano + excluded.nano, loss_nano = unstated.loss_nano + excluded.loss_nano,
+  fee_nano = unstated.fee_nano + excluded.fee_nano;
 
--- name: currency
-SELECT doc ->> 'currency' FROM receipt ORDER BY id DESC LIMIT 1;
+-- name: all_unstated
+SELECT entity, home, day_ns, lines, ustu, loss_ustu, nano, loss_nano, fee_nano FROM unstated
+ORDER BY entity, home, day_ns;
 
--- name: log_leaves_sample
-SELECT position, doc FROM log_leaf ORDER BY position LIMIT :limit;
+-- name: served_page
+SELECT receipt, ustu, loss_ustu, nano, loss_nano, fee_nano FROM served
+WHERE statement = :id AND entity = :entity AND home = :home AND at_ns < :until_ns AND receipt > :after
+ORDER BY receipt LIMIT :limit;
+
+-- name: served_sums
+SELECT statement, entity, home, count(*), sum(ustu), sum(loss_ustu), sum(nano), sum(loss_nano), sum(fee_nano)
+FROM served GROUP BY statement, entity, home ORDER BY statement, entity, home;
+
+-- name: mark_stated
+UPDATE served SET statement = :id
+WHERE statement = '' AND entity = :entity AND home = :home AND at_ns < :until_ns
+  AND NOT EXISTS (SELECT 1 FROM clearing WHERE kind = 'statement' AND id = :id);
+
+-- name: drop_unstated
+DELETE FROM unstated WHERE entity = :entity AND home = :home AND day_ns < :until_ns
+  AND NOT EXISTS (SELECT 1 FROM clearing WHERE kind = 'statement' AND id = :id);
+
+-- name: save_clearing
+INSERT INTO clearing (kind, id, doc) VALUES (:kind, :id, :doc) ON CONFLICT (kind, id) DO UPDATE SET doc = excluded.doc;
+
+-- name: all_clearing
+SELECT kind, doc FROM clearing ORDER BY kind, id;
+

@@ -10,7 +10,7 @@ import apsw
 
 from tokenworks.core.errors import DataDirError, ExchangeDown, LedgerRefused
 from tokenworks.exchange.store.base import Store
-from tokenworks.exchange.store.database import Dialect, Row, Values
+from tokenworks.exchange.store.database import Dialect, Line, Row, Values
 
 BUSY_MS = 5_000
 _NOT_NOW = (apsw.BusyError, apsw.LockedError, apsw.FullError, apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError)
@@ -54,7 +54,7 @@ class SqliteDatabase:
         with _errors(self.name):
             return list(self._connection.execute(sql, values))
 
-    def many(self, sql: str, values: Sequence[Values]) -> None:
+    def many(self, sql: str, values: Sequence[Values] | Sequence[Line]) -> None:
         """See the port."""
         with _errors(self.name):
             self._connection.executemany(sql, values)

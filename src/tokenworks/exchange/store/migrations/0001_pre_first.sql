@@ -50,6 +50,7 @@ CREATE TABLE entry (
   at_ns     {int}  NOT NULL
 ) {strict};
 
+-- The document is the settlement as it stands in the journal.
 CREATE TABLE receipt (
   id        {text} PRIMARY KEY,
   account   {text} NOT NULL,
@@ -60,9 +61,14 @@ CREATE TABLE receipt (
   nano      {int}  NOT NULL,
   loss_ustu {int}  NOT NULL,
   loss_nano {int}  NOT NULL,
-  metered   {int}  NOT NULL DEFAULT 0,
-  doc       {json} NOT NULL
-) {keyed};
+  doc       {bytes} NOT NULL,
+  -- Its leaf in the receipts log: where it is, and where the account stands after it.
+  leaf      {int}  NOT NULL,
+  seq       {int}  NOT NULL,
+  cum_ustu  {sum}  NOT NULL,
+  cum_nano  {sum}  NOT NULL,
+  metered   {int}  NOT NULL
+) {strict};
 CREATE INDEX receipt_account ON receipt (account, at_ns);
 -- Settled work that no closed interval has taken yet: what a restarted site agent must still meter.
 CREATE INDEX receipt_unmetered ON receipt (at_ns) WHERE metered = 0;
@@ -76,7 +82,7 @@ CREATE TABLE interval (
 CREATE TABLE energy_line (
   receipt {text} NOT NULL, site {text} NOT NULL, start_ns {int} NOT NULL,
   energy_mj {int} NOT NULL, energy_nano {int}, overhead_mj {int} NOT NULL, overhead_nano {int},
-  carbon_ug {int}, slice_ns {int} NOT NULL, device_nano {int}, ended {int} NOT NULL,
+  carbon_ug {int}, slice_ns {int} NOT NULL, device_nano {int}, ended {int} NOT NULL, leaf {int} NOT NULL,
   PRIMARY KEY (receipt, site, start_ns)
 ) {keyed};
 

@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 from typing import Literal
 
-Verb = Literal["create", "write", "fdatasync", "truncate", "remove", "read", "sync_folder"]
+Verb = Literal["create", "open", "write", "fdatasync", "truncate", "remove", "read", "sync_folder"]
 _Change = tuple[int, bytes | None]
 """An offset and what was written there; or a size and None: the file was cut to it."""
 _WORD = (1 << 64) - 1
@@ -53,6 +53,8 @@ class FakeDisk:
         self._failures: dict[str, list[int]] = {}
         self.room_bytes: int | None = None
         """Bytes that writes may still take before ENOSPC; None: as many as they want."""
+        self.failed_syncs = 0
+        """What they were to save is in the cache only, and no later sync tries again."""
         self.short_writes = 0
         """So many of the next writes take only a part of what they are given."""
 
@@ -157,6 +159,14 @@ class FakeDisk:
             self._entries[path] = self._open[self._next_fd] = _File()
             return self._next_fd
 
+    def open(self, path: Path) -> int:
+        """A file that is there."""
+        with self._lock:
+            self._may_fail("open")
+            self._next_fd += 1
+            self._open[self._next_fd] = self._at(path)
+            return self._next_fd
+
     def write(self, fd: int, data: bytes) -> int:
         """Into the page cache, as far as there is room."""
         with self._lock:
@@ -185,6 +195,7 @@ class FakeDisk:
             try:
                 self._may_fail("fdatasync")
             except OSError:
+                self.failed_syncs += 1
                 self._settle(file)
                 raise
             for change in file.unsynced:
@@ -211,6 +222,13 @@ class FakeDisk:
             self._may_fail("remove")
             self._at(path)
             del self._entries[path]
+
+    def remove_folder(self, folder: Path) -> None:
+        """Take an empty folder away."""
+        with self._lock:
+            if self.names(folder):
+                raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
+            self._folders.remove(folder)
 
     def read(self, path: Path, offset: int, size: int) -> bytes:
         """What the page cache holds."""

@@ -1,0 +1,157 @@
+"""``tokenworks price``: what tokens cost and when that changes, and price lists signed and checked as files."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tokenworks.cli import out
+from tokenworks.cli.talk import Json
+from tokenworks.core.clock import WallClock, utc_text
+from tokenworks.core.errors import BadRequest, DataDirError
+from tokenworks.core.ids import random_bytes
+from tokenworks.core.words import BUCKETS
+from tokenworks.datadir import data_directory, read_keys, read_run, write_private
+from tokenworks.exchange.cards import sign_card
+from tokenworks.exchange.exports.sold import nanos
+from tokenworks.exchange.log.checkpoint import load_key, new_key, save_key
+from tokenworks.exchange.price_file import load_price_list, signatures_path, signer
+from tokenworks.exchange.prices import STANDS_IN, PriceList, shipped_prices
+
+SIGNER = "prices"
+
+
+def known_prices(data: Path) -> tuple[PriceList, str]:
+    """The prices of the grid of a data directory, and whose they are; before its first start what ships."""
+    try:
+        found = msgspec.json.decode((data / "prices.json").read_bytes(), type=PriceList)
+    except FileNotFoundError:
+        keys = read_keys(data)
+        return shipped_prices(keys.currency if keys else "USD"), "what ships; no grid has told its own"
+    except (OSError, msgspec.DecodeError) as error:
+        raise DataDirError(f"cannot read {data / 'prices.json'}: {error}") from error
+    return found, "the running grid" if read_run(data) else "the grid when it last ran"
+
+
+def price_show(
+    model: str | None = None, /, *, at: str | None = None, file: Path | None = None, as_json: Json = False
+) -> int:
+    """What tokens cost, in standard tokens and in money, with what others list beside.
+
+    Parameters
+    ----------
+    model:
+        Only this one; without it every model that has a line, and "*" for all others.
+    at:
+        An instant or a day in UTC, like 2026-12-01 or 2026-12-01T08:00; now without it.
+    file:
+        A price list, instead of the grid's.
+    """
+    prices, whose = known_prices(data_directory())
+    if file is not None:
+        prices, whose = load_price_list(file, prices.currency), str(file)
+    at_ns = WallClock().now_ns() if at is None else _instant_ns(at)
+    now, change_ns = prices.at(at_ns), prices.next_change_ns(at_ns)
+    head = {
+        "prices_of": whose,
+        "at": utc_text(at_ns),
+        "rate_card": now.rate_card,
+        "price_book": now.price_book,
+        "next_change": None if change_ns is None else utc_text(change_ns),
+        "signed_by": {name: signature.public_key for name, signature in prices.signatures.items()},
+    }
+    models = [model] if model else sorted({*now.rates, *now.prices, *(m for c in now.classes.values() for m in c)})
+    rates = {each: {bucket: rate for bucket, (rate, _) in now.line(each).items()} for each in models}
+    if as_json:
+        lines = [{"model": m, "ustu_per_token": rates[m], "nano_per_mtok": _columns(prices, m, at_ns)} for m in models]
+        out.put_json(head | {"models": lines})
+        return 0
+    for name, value in head.items():
+        out.console().print(f"{name:12} {value or '-'}", markup=False)
+    for each in models:
+        columns = _columns(prices, each, at_ns)
+        shown = [b for b in BUCKETS if any(_differs(line, b) for line in (rates[each], *(c["line"] for c in columns)))]
+        rows = [(b, out.stu(rates[each][b]), *(out.money(c["line"][b], c["currency"]) for c in columns)) for b in shown]
+        heads = ("bucket", "a token", *(column["of"] for column in columns))
+        title = f"\n{each}; money per million tokens; what is not shown costs as input or output"
+        out.console().print(out.table(title, heads, rows, right=heads[1:]))
+    return 0
+
+
+def _columns(prices: PriceList, model: str, at_ns: int) -> list[dict[str, Any]]:
+    """Own prices by class and tier, then others' list prices, each by bucket in nano per million tokens."""
+    now = prices.at(at_ns)
+    lines = {name: now.line(model, *name.split("/")) for name in ("standard", *now.classes)}
+    own = [
+        {"of": name, "currency": now.currency, "line": {bucket: price for bucket, (_, price) in line.items()}}
+        for name, line in lines.items()
+    ]
+    listed = [
+        {"of": book.series, "currency": book.currency, "version": book.version, "source": book.source, "line": line}
+        for book, line in prices.listed(model, at_ns)
+    ]
+    return [*own, *listed]
+
+
+def _differs(line: dict[str, int], bucket: str) -> bool:
+    return bucket not in STANDS_IN or line[bucket] != line[STANDS_IN[bucket]]
+
+
+def _instant_ns(text: str) -> int:
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        raise BadRequest(f"{text!r} is no instant", hint="write 2026-12-01 or 2026-12-01T08:00") from None
+    return nanos(instant if instant.tzinfo else instant.replace(tzinfo=UTC))
+
+
+def price_sign(file: Path, /, *, key: Path, as_json: Json = False) -> int:
+    """Sign every card and book of a price list, offline. The signatures go to FILE.sig.
+
+    Parameters
+    ----------
+    file:
+        The price list, as TOML.
+    key:
+        The private key, as PEM; made when there is none. Keep it away from the grid.
+    """
+    prices = load_price_list(file, "")
+    if not key.exists():
+        save_key(key, new_key(SIGNER, random_bytes))
+        out.note(f"made a new key: {key}; whoever has it can sign prices in your name")
+    private = load_key(key, SIGNER).private
+    signatures = {card.name: sign_card(card, private) for card in prices.every_card()}
+    try:
+        write_private(signatures_path(file), msgspec.json.format(msgspec.json.encode(signatures)) + b"\n")
+    except OSError as error:
+        raise BadRequest(f"cannot write {signatures_path(file)}: {error.strerror}") from None
+    public = private.public_key().public_bytes_raw().hex()
+    if as_json:
+        out.put_json({"public_key": public, "signed": [*signatures]})
+    else:
+        out.console().print(f'signed {", ".join(signatures)}; for the grid file: price_keys = ["{public}"]')
+    return 0
+
+
+def price_verify(file: Path, /, *, key: str | None = None, as_json: Json = False) -> int:
+    """Check the signatures of a price list, offline. Exit status 1 when one is missing or wrong.
+
+    Parameters
+    ----------
+    file:
+        The price list; its signatures are in FILE.sig.
+    key:
+        The operator's public key, in hexadecimal. Without it each is checked with the key that came with it, which
+        shows only that they fit together.
+    """
+    prices = load_price_list(file, "")
+    found = {card.name: signer(prices, card, [key] if key else []) for card in prices.every_card()}
+    sound = bool(found) and all(found.values())
+    if as_json:
+        out.put_json({"ok": sound, "signed_by": found})
+    for name, by in found.items() if not as_json else ():
+        out.console().print(f"ok     {name}: {by}" if by else f"WRONG  {name}: not signed, or not by that key")
+    return 0 if sound else 1

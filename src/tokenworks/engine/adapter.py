@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -29,10 +29,10 @@ class Chunk(msgspec.Struct):
     usage: Usage | None = None
     """All that this stream has used so far, when the event says so; the last one counts."""
     timing: Timing | None = None
-    usage_only: bool = False
-    """It has no choices and only reports usage: hidden from a client that did not ask for it."""
+    held: bool = False
+    """It reports the usage at the end, and waits until the books have it."""
     done: bool = False
-    """The end mark, ``data: [DONE]``."""
+    """Nothing follows: the end mark, or the event that ends a message."""
 
 
 class Completion(Word, frozen=True):
@@ -44,11 +44,61 @@ class Completion(Word, frozen=True):
     timing: Timing | None = None
 
 
-class TokenStream(Protocol):
-    """Chunks as they come. Whoever leaves before the end calls ``abort()``, or the engine works on for nobody."""
+class Load(Word, frozen=True):
+    """What an engine says of its own load. None: it does not say."""
 
-    def __aiter__(self) -> AsyncIterator[Chunk]:
-        """Raises EngineFailed when the engine reports an error or the stream breaks off before its end mark."""
+    running: int | None = None
+    """Requests that it works on."""
+    waiting: int | None = None
+    """Requests in its own queue."""
+    kv_permille: int | None = None
+    """Used part of its room for keys and values."""
+    prefix_hit_permille: int | None = None
+    """Part of the prompt tokens that it found in its cache, since its start or lately, as it counts."""
+    asleep: bool | None = None
+    """Its model is out of memory until somebody wakes it."""
+    requests_left: int | None = None
+    """What a provider's rate limit leaves until it resets: the scarcer of requests and tokens counts as 0."""
+    resets_s: float | None = None
+
+
+class TokenStream(Protocol):
+    """An answer as it comes. Whoever leaves before the end calls ``abort()``, or the engine works on for nobody."""
+
+    @property
+    def chunks(self) -> int:
+        """Events so far that carried output."""
+        ...
+
+    @property
+    def usage(self) -> Usage | None:
+        """The last report."""
+        ...
+
+    @property
+    def timing(self) -> Timing | None:
+        """What the engine measured, once it has said so."""
+        ...
+
+    @property
+    def held(self) -> Sequence[bytes]:
+        """Events at the end that wait until the books have the usage they report."""
+        ...
+
+    async def relay(self, sink: Callable[[bytes], None], chunks_max: int) -> bool:
+        """Hand whole events to ``sink`` until the end (True), or until so many chunks have come (False).
+
+        The sink is called inside the socket's callback and must not wait; one that cannot take more calls ``pause``.
+        Raises EngineFailed when the engine reports an error or the stream breaks off before its end mark.
+        """
+        ...
+
+    def pause(self) -> None:
+        """The client is slow: read no more of the engine's socket."""
+        ...
+
+    def resume(self) -> None:
+        """The client has caught up."""
         ...
 
     async def abort(self) -> None:
@@ -81,4 +131,24 @@ class Adapter(Protocol):
 
     async def close(self) -> None:
         """Close all connections; streams in the middle break."""
+        ...
+
+
+class Engine(Adapter, Protocol):
+    """An adapter as its driver needs it: it also tells load and silence, and sleeps."""
+
+    async def load(self) -> Load | None:
+        """What the engine says of its load; None: nothing. Raises EngineFailed when that cannot be true."""
+        ...
+
+    async def sleep(self) -> bool:
+        """Let go of the device's memory while the server stays up. False: this engine cannot."""
+        ...
+
+    async def wake(self) -> None:
+        """Take the memory back; returns when it can work. Raises EngineDown or EngineFailed."""
+        ...
+
+    def heard(self) -> int | None:
+        """Bytes of the answers that are awaited now: while it stays the same the engine is silent. None: none is."""
         ...

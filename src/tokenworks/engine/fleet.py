@@ -10,6 +10,8 @@ from pathlib import Path
 from tokenworks.core.clock import Clock
 from tokenworks.engine.drivers import Driver, ExternalDriver, Pace
 from tokenworks.engine.embedded import EmbeddedDriver
+from tokenworks.engine.on_ray import RayDriver
+from tokenworks.engine.process import ProcessDriver
 from tokenworks.engine.pull import Report
 from tokenworks.engine.record import Replica
 from tokenworks.engine.replica import ReplicaSpec
@@ -37,6 +39,8 @@ class Fleet:
         self._drivers: dict[str, Driver] = {
             "embedded": EmbeddedDriver(clock, pace, log_dir, cache_dir, report),
             "external": ExternalDriver(clock, pace),
+            "process": ProcessDriver(clock, pace, log_dir),
+            "ray": RayDriver(clock, pace),
         }
         self._tasks: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()

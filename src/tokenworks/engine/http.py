@@ -57,29 +57,30 @@ class Pool:
         self._connecting = 0
         self._closed = False
 
-    async def request(
-        self,
-        method: str,
-        path: str,
-        body: bytes = b"",
-        headers: Headers = (),
-        *,
-        first_byte_s: float | None = None,
-    ) -> Response:
-        """Send a request and wait for status and headers; the body is then read from the Response.
+    def head(self, method: str, path: str, headers: Headers = ()) -> bytes:
+        """The head of a request, for ``ask``: made once, sent often."""
+        start = _checked(f"{method} {path} HTTP/1.1") + "\r\n"
+        return (start + self._fixed + _lines(headers)).encode("latin-1")
+
+    async def request(self, method: str, path: str, body: bytes = b"", headers: Headers = ()) -> Response:
+        """As ``ask``, with a head that is used once."""
+        return await self.ask(self.head(method, path, headers), body)
+
+    async def ask(self, head: bytes, body: bytes = b"") -> Response:
+        """Send a request with such a head and wait for the answer's.
 
         Raises EngineDown when it cannot connect, all connections are busy or nothing is received, EngineFailed when
         the answer's head is broken. A kept connection that turns out to be closed is replaced once by a fresh one.
         """
-        length = f"content-length: {len(body)}\r\n" if body or method == "POST" else ""
-        start = _checked(f"{method} {path} HTTP/1.1") + "\r\n" + self._fixed
-        head = (start + length + _lines(headers) + "\r\n").encode("latin-1")
-        limit_s = self._first_byte_s if first_byte_s is None else first_byte_s
+        if body or head.startswith(b"POST"):
+            head = b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
+        else:
+            head += b"\r\n"
         connection = self._take() or await self._connect()
         while True:
-            response = connection.send(head, body, self._idle_s)
+            response = connection.send(head, self._idle_s)
             try:
-                await connection.started(response, limit_s)
+                await connection.started(response, self._first_byte_s)
             except NothingCame:
                 if connection.served == 1:
                     raise
@@ -94,11 +95,19 @@ class Pool:
         """Close every connection at once; answers in the middle break."""
         self._closed = True
         for connection in list(self._open):
-            connection.fail(EngineFailed("The connection was closed on our side."))
+            kind = EngineFailed if connection.heard else EngineDown
+            connection.fail(kind("The connection was closed on our side."))
         for _ in range(CLOSE_ROUNDS_MAX):  # leave no half-closed socket to the garbage collector
             if not self._closing:
                 break
             await asyncio.sleep(0)
+
+    def heard(self) -> int | None:
+        """Bytes that have come of the answers awaited now; while it stays the same the server is silent. None: no
+        answer is awaited, or it is we who do not read.
+        """
+        awaited = [connection.heard for connection in self._open if connection.awaited]
+        return sum(awaited) if awaited else None
 
     def _take(self) -> Connection | None:
         oldest = asyncio.get_running_loop().time() - self._keep_s

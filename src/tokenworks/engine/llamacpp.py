@@ -10,12 +10,13 @@ import asyncio
 
 import msgspec
 
-from tokenworks.core.errors import TokenworksError
-from tokenworks.core.units import NS_PER_MS
+from tokenworks.core.errors import EngineFailed, TokenworksError
 from tokenworks.core.words import Request, Usage
-from tokenworks.engine.adapter import Completion, Timing
-from tokenworks.engine.openai_compatible import Event, OpenAICompatible, Reader
-from tokenworks.engine.reports import usage_of
+from tokenworks.engine.adapter import Completion, Load, Timing
+from tokenworks.engine.events import Event, Reader
+from tokenworks.engine.exposition import LLAMACPP, load_of
+from tokenworks.engine.openai_compatible import OpenAICompatible
+from tokenworks.engine.usage import Shape
 
 TEXTS_MAX = 128
 """Texts counted for one answer; more choices than that are nobody's honest request."""
@@ -52,22 +53,16 @@ class _Templated(msgspec.Struct):
     prompt: str
 
 
-def timing_of(report: object) -> Timing | None:
-    """llama.cpp's ``timings``: milliseconds as floats. It does not say how long a request waited for a slot."""
-    if not isinstance(report, dict):
-        return None
-    prefill, decode = _ns(report.get("prompt_ms")), _ns(report.get("predicted_ms"))
-    return Timing(prefill_ns=prefill, decode_ns=decode) if prefill is not None or decode is not None else None
-
-
-def _ns(milliseconds: object) -> int | None:
-    if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float) or milliseconds < 0:
-        return None
-    return round(milliseconds * NS_PER_MS)
+class _Slot(msgspec.Struct):
+    n_ctx: int
+    is_processing: bool
+    n_prompt_tokens: int = 0
 
 
 class LlamaReader(Reader):
     """Adds up the reports of a stream's choices, so that the last one holds all that the stream has used."""
+
+    shape: Shape = "llamacpp"
 
     def __init__(self, request: Request) -> None:
         self._text = request.endpoint == "text"
@@ -79,7 +74,7 @@ class LlamaReader(Reader):
 
     def usage(self, event: Event) -> Usage | None:
         """What the stream has used so far: answers add up, a prompt shared by several choices counts once."""
-        own = usage_of(event.usage)
+        own = super().usage(event)
         before = self._usage
         if own is None or not self._several:
             return own
@@ -95,7 +90,7 @@ class LlamaReader(Reader):
 
     def timing(self, event: Event) -> Timing | None:
         """What the engine measured; choices run side by side, so the longest one stands for all."""
-        own, before = timing_of(event.timings), self._timing
+        own, before = super().timing(event), self._timing
         if own is None or not self._several:
             return own
         if before is not None:
@@ -123,7 +118,7 @@ class LlamaCpp(OpenAICompatible):
 
     def reader(self, request: Request) -> Reader:
         """See ``OpenAICompatible.reader``."""
-        return LlamaReader(request)
+        return LlamaReader(request) if request.endpoint in ("chat", "text") else super().reader(request)
 
     async def healthy(self) -> bool:
         """``GET /health``: 503 while the model loads."""
@@ -131,6 +126,22 @@ class LlamaCpp(OpenAICompatible):
             return (await self.control("GET", "/health"))[0] == 200
         except TokenworksError:
             return False
+
+    async def load(self) -> Load | None:
+        """See ``Engine.load``: ``GET /metrics``, and how full the busy slots are. None where metrics are off."""
+        status, page = await self.control("GET", "/metrics")
+        if status != 200:
+            return None
+        load = load_of(page, LLAMACPP)
+        status, said = await self.control("GET", "/slots")
+        if status != 200 or load.kv_permille is not None:
+            return load
+        try:
+            slots = msgspec.json.decode(said, type=list[_Slot])
+        except msgspec.DecodeError as error:
+            raise EngineFailed("its /slots is not what llama.cpp says there") from error
+        used = sum(min(slot.n_prompt_tokens, slot.n_ctx) for slot in slots if slot.is_processing)
+        return msgspec.structs.replace(load, kv_permille=1000 * used // max(1, sum(slot.n_ctx for slot in slots)))
 
     async def complete(self, request: Request) -> Completion:
         """See ``Adapter.complete``. Several choices are counted with the engine's own tokenizer."""

@@ -6,21 +6,37 @@ import logging
 from collections.abc import Callable
 
 from tokenworks.core.clock import Clock
-from tokenworks.core.errors import EngineDown
+from tokenworks.core.errors import EngineDown, EngineFailed, TokenworksError
 from tokenworks.core.units import NS_PER_S
-from tokenworks.core.words import Usage
-from tokenworks.engine.adapter import Adapter, Timing
-from tokenworks.engine.replica import Life, ReplicaSpec, State
+from tokenworks.core.words import Usage, Word
+from tokenworks.device.slices import Took
+from tokenworks.engine.adapter import Adapter, Load, Timing
+from tokenworks.engine.replica import Life, ReplicaSpec, State, went_down
+from tokenworks.engine.reports import TooBusy
 
 log = logging.getLogger(__name__)
 
 WAITING_MAX = 64
 """Requests that may wait at one replica beyond its slots."""
+FAILED_MAX = 3
+"""Answers in a row that may fail by the engine's fault before it gets no more requests."""
+BUSY_S = 1.0
+"""Without a request, when an engine says that it is too busy but not for how long."""
 SPEED_WEIGHT = 0.2
 """Of the newest observation in the moving averages of speed."""
 PREFILL_TOKENS_MIN = 16
 DECODE_TOKENS_MIN = 4
 """Fewer tokens than these say nothing about speed."""
+
+
+class Address(Word, frozen=True):
+    """How an engine that a driver began is reached."""
+
+    url: str | None
+    api_key: str | None
+
+    def __repr__(self) -> str:
+        return f"Address({self.url!r})"  # its key must not come into a log
 
 
 class Replica:
@@ -31,26 +47,50 @@ class Replica:
         self.waiting_max = waiting_max
         self.life = Life(since_ns=clock.now_ns())
         self.running = 0
-        """Requests that we have with it: worked on and waiting."""
-        self.prefill_tps: float | None = None
+        """Requests that this grid has with it: worked on and waiting."""
+        self.elsewhere = 0
+        """Those of them that other gateways of this grid were last known to have."""
+        self.prefill_tps = spec.prefill_tps
         """Uncached prompt tokens a second of one request; None: nothing seen yet."""
-        self.decode_tps: float | None = None
+        self.decode_tps = spec.decode_tps
         """Output tokens a second of one request, beside whatever else ran."""
+        self.wake_ns: int | None = None
+        """From the request that last woke it until it could work; before the first one, how long it took to load."""
+        self.load: Load | None = None
+        """What the engine last said of its load; None: nothing, or nothing that can be believed."""
+        self.failed = 0
+        """Answers in a row that failed by the engine's fault."""
+        self.served = 0
+        """Requests that have ended, however."""
+        self.took: Took | None = None
+        """What its process was last measured to take; None: it is not ours, or not up."""
+        self.address: Address | None = None
+        """Where its present engine is reached; None: as its spec says."""
+        self.rest = False
+        """It is to sleep while it has nothing to do: power is short."""
         self.restarts = 0
         self.why = ""
         """What went wrong last, for people."""
         self.changed: Callable[[], None] = lambda: None
         self._clock = clock
         self._adapter: Adapter | None = None
+        self._pause_ends_ns = 0
 
     @property
     def ready(self) -> bool:
         """It may get requests."""
-        return self.life.state is State.READY
+        return self.life.state is State.READY or self.life.state is State.ASLEEP
+
+    @property
+    def wait_ns(self) -> int:
+        """How long a request would wait before the engine can begin with it, as far as that is known."""
+        return (self.wake_ns or 0) if self.life.state is State.ASLEEP else 0
 
     @property
     def full(self) -> bool:
-        """Its slots and its waiting places are taken."""
+        """Its slots and its waiting places are taken, or it has asked to be left alone for a while."""
+        if self._pause_ends_ns and self._clock.now_ns() < self._pause_ends_ns:
+            return True
         return self.running >= self.spec.slots + self.waiting_max
 
     @property
@@ -70,6 +110,29 @@ class Replica:
         """That request is over, however it ended."""
         assert self.running > 0, "end() without begin()"
         self.running -= 1
+        self.served += 1
+
+    def meanwhile(self, elsewhere: int, served: int = 0) -> None:
+        """So many requests are with it from other gateways now, and so many of theirs have ended."""
+        self.running += elsewhere - self.elsewhere
+        self.elsewhere = elsewhere
+        self.served += served
+
+    def heard(self, error: TokenworksError | None) -> None:
+        """How an answer ended: well (None), or with what error. One failure too many in a row takes it out."""
+        if error is None:
+            self.failed = 0
+        elif isinstance(error, TooBusy):
+            self.pause(error.retry_after_s or BUSY_S)
+        elif isinstance(error, EngineDown | EngineFailed):
+            self.failed += 1
+            if self.failed >= FAILED_MAX and self.life.state is State.READY:
+                self.why = f"({self.failed} answers in a row failed, the last one so: {error.message})"
+                self.turn(went_down)
+
+    def pause(self, seconds: float) -> None:
+        """Send it nothing for so long: its rate limit is reached."""
+        self._pause_ends_ns = self._clock.now_ns() + round(seconds * NS_PER_S)
 
     def observe(self, usage: Usage | None, timing: Timing | None) -> None:
         """Learn its speed from one finished request of one choice. What the engine did not say teaches nothing."""

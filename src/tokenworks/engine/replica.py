@@ -2,8 +2,9 @@
 
         started          came_up          drain            stopped
 cold ------------> loading ------> ready ------> draining ---------> cold
-                      |              |
-                      +--went_down---+--> failed --started (after a pause)--> loading
+                      |              |  ^
+                      +--went_down---+  +--came_up (a request woke it)-- asleep <--fell_asleep-- ready
+                                     +--> failed --started (after a pause)--> loading
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import msgspec
 
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
 from tokenworks.core.words import Word
+from tokenworks.device.slices import Limits
 
 BACKOFF_FIRST_NS = 500 * NS_PER_MS
 BACKOFF_NS_MAX = 30 * NS_PER_S
@@ -23,7 +25,7 @@ STEADY_NS = 60 * NS_PER_S
 
 
 class State(StrEnum):
-    """Where a replica stands; only a ready one gets requests."""
+    """Where a replica stands; a ready one gets requests, and one asleep is woken by them."""
 
     COLD = "cold"
     LOADING = "loading"
@@ -31,6 +33,10 @@ class State(StrEnum):
     DRAINING = "draining"
     ASLEEP = "asleep"
     FAILED = "failed"
+
+
+DriverKind = Literal["embedded", "external", "process", "ray"]
+EngineKind = Literal["openai", "llamacpp", "vllm", "sglang", "ollama", "anthropic", "any-llm"]
 
 
 class ReplicaSpec(Word, frozen=True):
@@ -46,13 +52,30 @@ class ReplicaSpec(Word, frozen=True):
     context_tokens: int
     """Prompt and answer of one request together."""
     capabilities: frozenset[str] = frozenset()
-    driver: Literal["embedded", "external"] = "embedded"
+    driver: DriverKind = "embedded"
+    engine: EngineKind = "llamacpp"
+    """What it speaks."""
     url: str | None = None
     """Where an external engine listens."""
+    command: tuple[str, ...] = ()
+    """What starts the engine, for the drivers ``process`` and ``ray``; ``{port}`` and ``{model}`` are filled in."""
+    sleep_after_ns: int | None = None
+    """Without a request for so long it goes to sleep; None: never."""
+    resources_milli: dict[str, int] = {}
+    """What a Ray node must have for it, in thousandths: ``CPU``, ``GPU``, ``memory``, or a name of one's own."""
+    cluster: str = "auto"
+    """The address of the Ray cluster."""
     threads: int = 1
     upstream_model: str | None = None
     """The engine's own name of the model (embedded: the catalogue's); None: the same."""
     api_key: str | None = None
+    limits: Limits = Limits()
+    """What holds its process to its slice."""
+    prefill_tps: float | None = None
+    decode_tps: float | None = None
+    """Tokens a second of a lone request, from a calibration: what is known before it has served anything."""
+    gateways: int = 1
+    """Processes of this grid that speak to it."""
 
     def __repr__(self) -> str:
         # The key of an engine must not come into a log by way of a repr.
@@ -89,7 +112,10 @@ def came_up(life: Life, now_ns: int) -> Life:
 
 
 def went_down(life: Life, now_ns: int) -> Life:
-    """It ended or stopped answering: failed, with a pause that doubles at each failure. Draining: just cold."""
+    """It ended, stopped answering or could not be woken: failed, with a pause that doubles at each failure.
+
+    Draining: just cold.
+    """
     if life.state is State.DRAINING:
         return stopped(life, now_ns)
     steady = life.state is State.READY and now_ns - life.since_ns >= STEADY_NS
@@ -97,6 +123,13 @@ def went_down(life: Life, now_ns: int) -> Life:
     # The exponent is bounded, or a replica that fails for years would make the number huge before min() sees it.
     pause_ns = min(BACKOFF_FIRST_NS << min(failures - 1, 16), BACKOFF_NS_MAX)
     return Life(state=State.FAILED, since_ns=now_ns, failures=failures, next_try_ns=now_ns + pause_ns)
+
+
+def fell_asleep(life: Life, now_ns: int) -> Life:
+    """It has let go of its device until a request wakes it. Raises ValueError unless it was ready."""
+    if life.state is not State.READY:
+        raise ValueError(f"a replica that is {life.state} cannot fall asleep")
+    return msgspec.structs.replace(life, state=State.ASLEEP, since_ns=now_ns)
 
 
 def drain(life: Life, now_ns: int) -> Life:

@@ -1,11 +1,13 @@
-"""What engines report in OpenAI's shapes, in our words: usage and errors. Pure functions."""
+"""The errors that engines report in OpenAI's shape, in our words. Pure functions."""
 
 from __future__ import annotations
+
+from math import ceil
 
 import msgspec
 
 from tokenworks.core.errors import BadRequest, ContextTooLong, EngineDown, EngineFailed, TokenworksError
-from tokenworks.core.words import Usage
+from tokenworks.engine.rate import Headers, retry_after_s
 
 MESSAGE_CHARS_MAX = 500
 """An engine's message goes to the client who caused it; it need not be long."""
@@ -13,34 +15,22 @@ MESSAGE_CHARS_MAX = 500
 _TOO_LONG = ("exceed_context_size_error", "context_length_exceeded")
 
 
-def usage_of(report: object) -> Usage | None:
-    """OpenAI's ``usage`` object as disjoint buckets. None when a number is missing, negative or contradicts another."""
-    if not isinstance(report, dict):
-        return None
-    prompt, made = _count(report, "prompt_tokens"), _count(report, "completion_tokens")
-    cached = _count(report.get("prompt_tokens_details"), "cached_tokens", 0)
-    reasoning = _count(report.get("completion_tokens_details"), "reasoning_tokens", 0)
-    if prompt is None or made is None or cached is None or reasoning is None or cached > prompt or reasoning > made:
-        return None
-    return Usage(input=prompt - cached, cached_input=cached, output=made - reasoning, reasoning=reasoning)
+class TooBusy(EngineDown):
+    """The engine takes no more requests for the moment."""
 
 
-def _count(report: object, name: str, absent: int | None = None) -> int | None:
-    value = report.get(name) if isinstance(report, dict) else None
-    if value is None:
-        return absent
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
-def error_of(status: int, body: bytes) -> TokenworksError:
+def error_of(status: int, body: bytes, headers: Headers = ()) -> TokenworksError:
     """The error that an answer other than 200 stands for, told by whose fault it is.
 
     A wrong credential or path of ours is never the client's mistake, and an engine that is too busy did nothing yet.
     """
     details = _details(body)
     message = _text(details)
-    if status in (429, 503):
-        return EngineDown(f"The engine is too busy or not ready (HTTP {status}).")
+    if status in (429, 503, 529):  # the last is Anthropic's
+        busy = TooBusy(f"The engine is too busy or not ready (HTTP {status}).")
+        if (pause_s := retry_after_s(headers)) is not None:
+            busy.retry_after_s = ceil(pause_s)
+        return busy
     if status in (401, 403):
         return EngineFailed(f"The engine refused our credential (HTTP {status}).", hint="check the replica's api_key")
     if status in (404, 405):
@@ -84,7 +74,7 @@ def _is_too_long(details: dict[str, object], message: str) -> bool:
 
 
 def _too_long(details: dict[str, object], message: str) -> ContextTooLong:
-    prompt, room = _count(details, "n_prompt_tokens"), _count(details, "n_ctx")
-    if prompt is None or room is None:
+    prompt, room = details.get("n_prompt_tokens"), details.get("n_ctx")
+    if not isinstance(prompt, int) or not isinstance(room, int):
         return ContextTooLong(message or None)
     return ContextTooLong(f"The prompt has {prompt} tokens; this model's context holds {room}, answer included.")

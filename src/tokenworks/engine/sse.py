@@ -17,32 +17,37 @@ class Splitter:
 
     def __init__(self, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
         self._event_bytes_max = event_bytes_max
-        self._rest = bytearray()
+        self._rest = b""
 
-    def feed(self, block: bytes) -> list[bytes]:
-        """The events that ``block`` completes. Raises EngineFailed when one grows beyond the bound."""
-        rest = self._rest
-        seen = max(0, len(rest) - 2)  # a blank line may have begun in the last two bytes
-        data: bytes | bytearray = block
-        if rest:
-            rest += block
-            data = rest
-        events, start = [], 0
-        for blank in _BLANK.finditer(data, seen):
-            events.append(bytes(data[start : blank.end()]))
-            start = blank.end()
-        if len(data) - start > self._event_bytes_max or any(len(event) > self._event_bytes_max for event in events):
+    def whole(self, block: bytes) -> bytes:
+        """The events that ``block`` completes, joined. Raises EngineFailed when one grows beyond the bound."""
+        data = self._rest + block if self._rest else block
+        if data.endswith(b"\n\n"):
+            self._rest = b""
+            return data
+        end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\n\r\n") + 3)
+        end = end if end > 2 or data[:2] == b"\n\n" else 0
+        self._rest = data[end:]
+        if len(self._rest) > self._event_bytes_max:
             raise EngineFailed(f"The engine sent an event larger than {self._event_bytes_max} bytes.")
-        if data is block:
-            rest += block[start:]
-        else:
-            del rest[:start]
-        return events
+        return data[:end]
+
+    def split(self, events: bytes) -> list[bytes]:
+        """Whole events one by one. Raises EngineFailed for one that is too large."""
+        found, start = [], 0
+        for blank in _BLANK.finditer(events):
+            found.append(events[start : blank.end()])
+            start = blank.end()
+        if start < len(events):  # one more line end after a blank line
+            found.append(events[start:])
+        if any(len(event) > self._event_bytes_max for event in found):
+            raise EngineFailed(f"The engine sent an event larger than {self._event_bytes_max} bytes.")
+        return found
 
     @property
     def rest(self) -> bytes:
         """What has come of an event that is not complete."""
-        return bytes(self._rest)
+        return self._rest
 
 
 def payload(event: bytes) -> bytes:

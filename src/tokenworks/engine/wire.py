@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from typing import Protocol, cast
 
 import httptools
@@ -22,6 +22,9 @@ TIMER_SLACK_S = 1.0
 """A timer may stand this much too late: timeouts need not be sharper."""
 BUFFER_BYTES_MAX = 262_144
 """Body bytes waiting for a slow reader; beyond that the socket is no longer read."""
+BY_BUFFER, BY_CLIENT, BY_HOLD = 1, 2, 4
+"""Why a socket is not read: our buffer is full, the client is slow, the hold must grow first."""
+Taker = Callable[[bytes], None]
 
 
 class NothingCame(EngineDown):
@@ -50,6 +53,7 @@ class Response:
         self._size = 0
         self._error: Exception | None = None
         self._detached = False
+        self._taker: Taker | None = None
 
     def header(self, name: bytes) -> bytes:
         """The first header of that lower-case name, or nothing."""
@@ -73,17 +77,51 @@ class Response:
         block = self._blocks.popleft() if len(self._blocks) == 1 else b"".join(self._blocks)
         self._blocks.clear()
         self._size = 0
-        if self._connection is not None:
-            self._connection.resume()
+        self.resume(BY_BUFFER)
         return block
 
-    async def blocks(self) -> AsyncIterator[bytes]:
-        """The body as it comes. Leaving the loop early aborts the answer (when the generator is closed)."""
+    def receive(self, taker: Taker) -> None:
+        """From now on hand the body to ``taker`` inside the socket's own callback. Whoever waits is woken at the end.
+
+        A taker that raises an EngineFailed breaks the answer with it.
+        """
+        self._taker = taker
+        if self._blocks:
+            blocks = list(self._blocks)
+            self._blocks.clear()
+            self._size = 0
+            self.resume(BY_BUFFER)
+            for block in blocks:
+                if self._error is None:
+                    self._give(block, taker)
+
+    def _give(self, block: bytes, taker: Taker) -> None:
         try:
-            while block := await self.next_block():
-                yield block
-        finally:
-            self.abort()
+            taker(block)
+        except EngineFailed as error:
+            self.abort(error)
+
+    async def ended(self) -> None:
+        """Wait until no more comes or ``wake`` is called. Raises EngineFailed when the answer broke."""
+        self.check()
+        if self._connection is not None:
+            await self._connection.wait(self.idle_s)
+            self.check()
+
+    def wake(self) -> None:
+        """Let ``ended`` return."""
+        if self._connection is not None:
+            self._connection.wake()
+
+    def pause(self, why: int) -> None:
+        """Read no more of the socket until every reason not to is gone."""
+        if self._connection is not None:
+            self._connection.pause(why)
+
+    def resume(self, why: int) -> None:
+        """This reason is gone."""
+        if self._connection is not None:
+            self._connection.resume(why)
 
     async def read(self, bytes_max: int) -> bytes:
         """The whole body. Raises EngineFailed when it is larger than ``bytes_max`` or breaks off."""
@@ -97,12 +135,12 @@ class Response:
             self.abort()  # nothing happens when the answer is complete
         return bytes(body)
 
-    def abort(self) -> None:
+    def abort(self, error: Exception | None = None) -> None:
         """Close the socket at once, so that the engine stops working on it. No effect on a complete answer."""
         connection, self._connection = self._connection, None
         if connection is not None:
             if self._error is None:
-                self._error = EngineFailed("The answer was given up.")
+                self._error = error or EngineFailed("The answer was given up.")
             connection.drop()
 
     def detach(self) -> None:
@@ -111,7 +149,7 @@ class Response:
         self._blocks.clear()
         self._size = 0
         if self._connection is not None:
-            self._connection.resume()
+            self._connection.resume(~0)
             self._connection.abort_later(self, DETACHED_S)
 
     def check(self) -> None:
@@ -121,10 +159,19 @@ class Response:
 
     def push(self, block: bytes) -> bool:
         """Called by the connection with body bytes; True: enough for now."""
-        if not self._detached:
-            self._blocks.append(block)
-            self._size += len(block)
+        if self._detached:
+            return False
+        if self._taker is not None:
+            self._give(block, self._taker)
+            return False
+        self._blocks.append(block)
+        self._size += len(block)
         return self._size > BUFFER_BYTES_MAX
+
+    @property
+    def taken(self) -> bool:
+        """Somebody takes the body as it comes, and need not be woken for it."""
+        return self._taker is not None
 
     def end(self, error: Exception | None) -> None:
         """Called by the connection when no more comes."""
@@ -143,8 +190,9 @@ class Connection(asyncio.Protocol):
         self._response: Response | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._deadline = 0.0
+        self.idle_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._paused = False
+        self._paused = 0
         self._finished = False
         self._keep = False
         self._head_bytes = 0
@@ -159,13 +207,24 @@ class Connection(asyncio.Protocol):
         """Nobody has begun to close it, as far as we know."""
         return self._transport is not None and not self._transport.is_closing()
 
-    def send(self, head: bytes, body: bytes, idle_s: float) -> Response:
+    @property
+    def awaited(self) -> bool:
+        """Somebody waits for the server, and not the server for us."""
+        return self._response is not None and not self._paused
+
+    @property
+    def heard(self) -> int:
+        """Bytes of the present answer so far."""
+        return self._head_bytes
+
+    def send(self, request: bytes, idle_s: float) -> Response:
         """Write a request; the response fills as the answer comes."""
         assert self._transport is not None
         self._response = response = Response(self, idle_s)
+        self.idle_s = idle_s
         self._finished, self._head_bytes, self._headers = False, 0, []
         self.served += 1
-        self._transport.write(head + body if body else head)
+        self._transport.write(request)
         return response
 
     async def started(self, response: Response, first_byte_s: float) -> None:
@@ -192,10 +251,17 @@ class Connection(asyncio.Protocol):
             if self._waiter is waiter:
                 self._waiter = None
 
-    def resume(self) -> None:
-        """The reader has caught up: read the socket again."""
-        if self._paused and self._transport is not None and self.alive:
-            self._paused = False
+    def pause(self, why: int) -> None:
+        """One more reason not to read the socket."""
+        if not self._paused and self._transport is not None and self.alive:
+            self._transport.pause_reading()
+        self._paused |= why
+
+    def resume(self, why: int) -> None:
+        """One reason less; without any the socket is read again."""
+        before, self._paused = self._paused, self._paused & ~why
+        if before and not self._paused and self._transport is not None and self.alive:
+            self._deadline = self._loop.time() + self.idle_s
             self._transport.resume_reading()
 
     def drop(self) -> None:
@@ -204,7 +270,7 @@ class Connection(asyncio.Protocol):
         self._pool.closing(self)
         if self._transport is not None:
             self._transport.abort()
-        self._wake()
+        self.wake()
 
     def abort_later(self, response: Response, seconds: float) -> None:
         """Give the answer up if its end has not come by then."""
@@ -233,8 +299,10 @@ class Connection(asyncio.Protocol):
             self._finish()
         elif not response.status and self._head_bytes > HEAD_BYTES_MAX:
             self.fail(EngineFailed("The engine's headers are too long."))
+        elif response.taken:
+            self._deadline = self._loop.time() + self.idle_s
         else:
-            self._wake()
+            self.wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
@@ -270,10 +338,8 @@ class Connection(asyncio.Protocol):
             self._response.headers = list(self._headers)
 
     def on_body(self, body: bytes) -> None:
-        if self._response is not None and self._response.push(body) and not self._paused:
-            assert self._transport is not None
-            self._paused = True
-            self._transport.pause_reading()
+        if self._response is not None and self._response.push(body):
+            self.pause(BY_BUFFER)
 
     def on_message_complete(self) -> None:
         if self._response is not None and self._response.status:
@@ -291,10 +357,10 @@ class Connection(asyncio.Protocol):
     def _finish(self) -> None:
         response, self._response = self._response, None
         assert response is not None
-        self.resume()
+        self.resume(~0)
         response.end(None)
         self._pool.release(self, self._keep)
-        self._wake()
+        self.wake()
 
     def fail(self, error: Exception) -> None:
         """Close at once; the response breaks with ``error``."""
@@ -303,7 +369,8 @@ class Connection(asyncio.Protocol):
             response.end(error)
         self.drop()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let whoever waits look again."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -313,6 +380,8 @@ class Connection(asyncio.Protocol):
             return
         if self._loop.time() < self._deadline:
             self._timer = self._loop.call_at(self._deadline, self._check)
+        elif self._paused:  # it is we who do not listen
+            self._timer = self._loop.call_later(self.idle_s, self._check)
         elif self._head_bytes:
             self.fail(EngineFailed("The engine fell silent in the middle of its answer."))
         else:

@@ -22,11 +22,12 @@ import pytest_asyncio
 from tokenworks.core.clock import WallClock
 from tokenworks.core.errors import BadRequest, ContextTooLong, EngineFailed
 from tokenworks.core.words import Request
-from tokenworks.engine.adapter import Chunk
+from tokenworks.engine.adapter import TokenStream
 from tokenworks.engine.fleet import Fleet, Pace, Replica
 from tokenworks.engine.llamacpp import LlamaCpp
 from tokenworks.engine.pull import model_cache
 from tokenworks.engine.replica import ReplicaSpec, State
+from tokenworks.engine.sse import Splitter
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
@@ -70,8 +71,13 @@ def asking(body: dict[str, Any], endpoint: Literal["chat", "text"], stream: bool
     )  # fmt: skip
 
 
-async def chunks_of(replica: Replica, request: Request) -> list[Chunk]:
-    return [chunk async for chunk in await replica.adapter.stream(request)]
+async def streamed(replica: Replica, request: Request) -> tuple[list[dict[str, Any]], TokenStream]:
+    """The events that a client gets, and what the stream has found out at its end."""
+    stream, got = await replica.adapter.stream(request), list[bytes]()
+    assert await stream.relay(got.append, 10_000)
+    events = Splitter().split(b"".join(got))
+    assert b"".join(events) == b"".join(got), "whole events"
+    return [json.loads(event[6:]) for event in events], stream
 
 
 def newest_child() -> int:
@@ -115,35 +121,36 @@ async def test_a_whole_answer_has_usage_and_timing(replica: Replica) -> None:
 
 
 async def test_a_stream_is_whole_events_with_usage_at_the_end(replica: Replica) -> None:
-    """Every event is passed on as it came; usage is hidden-able, the end mark is last, output is counted."""
-    chunks = await chunks_of(replica, ask("Count from one to ten.", stream=True, temperature=0))
-    assert [chunk.done for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
-    assert all(chunk.raw.endswith(b"\n\n") for chunk in chunks)
-    usage = chunks[-2].usage
-    assert chunks[-2].usage_only
-    assert usage is not None
-    assert chunks[-2].timing is not None
-    seen = sum(chunk.output for chunk in chunks)
-    text = "".join(json.loads(chunk.raw[6:])["choices"][0]["delta"]["content"] for chunk in chunks if chunk.output)
+    """Every event is passed on as it came; the usage is held, the end mark ends it, output is counted."""
+    events, stream = await streamed(replica, ask("Count from one to ten.", stream=True, temperature=0))
+    assert all(event["choices"] for event in events)
+    assert stream.usage is not None
+    assert stream.timing is not None
+    [held] = stream.held
+    assert json.loads(held[6:])["usage"]["completion_tokens"] == stream.usage.output
+    text = "".join(event["choices"][0]["delta"].get("content") or "" for event in events)
     assert text.isascii(), "ASCII text: one event a token, and the token that ends the answer has none"
-    assert usage.output - 1 <= seen <= usage.output
+    assert stream.usage.output - 1 <= stream.chunks <= stream.usage.output
 
 
 async def test_a_text_completion_streams_too(replica: Replica) -> None:
     """The older endpoint reports usage in its last event with a choice, which must not be hidden."""
     body = {"model": MODEL, "prompt": "The sea is", "max_tokens": 6, "temperature": 0}
-    chunks = await chunks_of(replica, asking(body, "text", stream=True))
-    assert not any(chunk.usage_only for chunk in chunks)
-    assert [chunk.usage.output for chunk in chunks if chunk.usage] == [6]
-    assert sum(chunk.output for chunk in chunks) == 6
+    events, stream = await streamed(replica, asking(body, "text", stream=True))
+    assert stream.held == []
+    assert [event["usage"]["completion_tokens"] for event in events if event.get("usage")] == [6]
+    assert stream.usage is not None
+    assert stream.usage.output == 6
+    assert stream.chunks == 6
 
 
 async def test_several_choices_are_all_counted(replica: Replica) -> None:
     """llama.cpp reports the first choice only; the books get all of them."""
     request = ask(stream=True, choices=2, max_tokens=6, logit_bias=[["<|im_end|>", False]])
-    usages = [chunk.usage for chunk in await chunks_of(replica, request) if chunk.usage]
-    assert usages[-1].output == 12
-    assert usages[-1].input + usages[-1].cached_input == 33
+    _, stream = await streamed(replica, request)
+    assert stream.usage is not None
+    assert stream.usage.output == 12
+    assert stream.usage.input + stream.usage.cached_input == 33
     whole = await replica.adapter.complete(ask(choices=2, max_tokens=6, temperature=0))
     assert whole.usage is not None
     assert (whole.usage.certainty, whole.usage.input) == ("counted", 33)
@@ -203,17 +210,15 @@ async def test_an_abort_frees_the_slot(replica: Replica) -> None:
         return any(slot["is_processing"] for slot in json.loads((await adapter.control("GET", "/slots"))[1]))
 
     stream = await adapter.stream(ask("Tell a long story.", stream=True, max_tokens=450, ignore_eos=True))
-    async for chunk in stream:
-        if chunk.output:
-            break
+    assert not await stream.relay(lambda _: None, 1)
     assert await busy()
     await stream.abort()
     began = time.monotonic()
     while await busy():
         assert time.monotonic() - began < 1
         await asyncio.sleep(0.02)
-    with pytest.raises(EngineFailed):
-        await anext(aiter(stream))
+    with pytest.raises(EngineFailed, match="given up"):
+        await stream.relay(lambda _: None, 450)
 
 
 async def test_a_stranger_without_the_key_is_refused(replica: Replica) -> None:
@@ -232,11 +237,10 @@ async def test_a_killed_engine_breaks_its_streams_and_comes_back(tmp_path: Path)
     async with running(tmp_path) as fleet:
         replica = fleet.replicas["one"]
         stream = await replica.adapter.stream(ask("Tell a long story.", stream=True, max_tokens=450, ignore_eos=True))
-        await anext(aiter(stream))
+        await stream.relay(lambda _: None, 1)
         os.kill(newest_child(), signal.SIGKILL)
         with pytest.raises(EngineFailed):
-            async for _ in stream:
-                pass
+            await stream.relay(lambda _: None, 450)
         await until(lambda: replica.life.state is State.FAILED, 1)
         assert await fleet.wait_ready(10)
         assert (replica.restarts, replica.life.failures) == (1, 1)
@@ -262,11 +266,11 @@ async def test_stopping_leaves_nothing(tmp_path: Path) -> None:
         await fleet.replicas["one"].adapter.complete(ask("xyzzy", max_tokens=2))
         with pytest.raises(ContextTooLong):
             await fleet.replicas["one"].adapter.complete(ask("xyzzy " * 600))
+        log = tmp_path / "logs" / "one.log"
+        await until(lambda: "exceeds the available context size" in log.read_text(), 5)
     assert gone(child)
     assert fleet.replicas["one"].life.state is State.COLD
-    log = (tmp_path / "logs" / "one.log").read_text()
-    assert "exceeds the available context size" in log
-    assert "xyzzy" not in log
+    assert "xyzzy" not in log.read_text()
 
 
 async def test_an_external_engine_is_watched(replica: Replica, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ async def test_chunks_come_as_they_are_sent() -> None:
     async with served(says(*pieces, pause_s=0.01)) as (server, pool):
         response = await pool.request("POST", "/")
         assert response.header(b"content-type") == b"text/event-stream"
-        assert [block async for block in response.blocks()] == [b"hel", b"lo", b" wo"]
+        assert [await response.next_block() for _ in range(4)] == [b"hel", b"lo", b" wo", b""]
         assert response.complete
         await (await pool.request("GET", "/")).read(100)
         assert server.connections == 1

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tokenworks.core.errors import EngineFailed
 from tokenworks.core.words import Request, Usage
 from tokenworks.engine.adapter import Chunk, Timing
+from tokenworks.engine.events import Reader
 from tokenworks.engine.llamacpp import LlamaReader
-from tokenworks.engine.openai_compatible import Reader
 from tokenworks.engine.sse import Splitter, payload
 
 ROLE = b'data: {"choices":[{"finish_reason":null,"index":0,"delta":{"role":"assistant","content":null}}],"id":"c"}\n\n'
@@ -45,14 +45,18 @@ def read(raw: bytes, reader: Reader | None = None) -> Chunk:
     return chunk
 
 
+def feed(splitter: Splitter, block: bytes) -> list[bytes]:
+    return splitter.split(splitter.whole(block))
+
+
 @given(st.lists(st.integers(0, len(STREAM)), max_size=40))
 def test_any_packet_split_gives_the_same_events(cuts: list[int]) -> None:
     """Where packets end must not matter, nor may a byte change on the way."""
-    whole = Splitter().feed(STREAM)
-    splitter, events = Splitter(), []
+    whole = feed(Splitter(), STREAM)
+    splitter, events = Splitter(), list[bytes]()
     edges = [0, *sorted(cuts), len(STREAM)]
     for start, end in pairwise(edges):
-        events += splitter.feed(STREAM[start:end])
+        events += feed(splitter, STREAM[start:end])
     assert events == whole
     assert len(events) == 6
     assert b"".join(events) == STREAM
@@ -62,9 +66,11 @@ def test_any_packet_split_gives_the_same_events(cuts: list[int]) -> None:
 def test_an_endless_event_is_refused() -> None:
     """An engine that never ends an event must not fill the memory."""
     splitter = Splitter(event_bytes_max=100)
-    splitter.feed(b"data: " + b"x" * 90)
+    assert splitter.whole(b"data: " + b"x" * 90) == b""
     with pytest.raises(EngineFailed, match="larger than 100 bytes"):
-        splitter.feed(b"x" * 10)
+        splitter.whole(b"x" * 10)
+    with pytest.raises(EngineFailed, match="larger than 100 bytes"):
+        feed(Splitter(event_bytes_max=100), b"data: " + b"x" * 100 + b"\n\n")
 
 
 def test_payload_joins_data_lines_and_drops_the_rest() -> None:
@@ -107,10 +113,10 @@ def test_text_that_looks_like_an_event_is_only_text() -> None:
 def test_the_usage_event_is_marked_for_hiding() -> None:
     """A client that did not ask for usage gets a stream without that event."""
     chunk = read(USAGE, LlamaReader(asked()))
-    assert chunk.usage_only
+    assert chunk.held
     assert chunk.usage == Usage(input=1, cached_input=32, output=5)
     assert chunk.timing == Timing(prefill_ns=10_465_000, decode_ns=39_158_000)
-    assert read(TEXT_LAST % 0).usage_only is False
+    assert read(TEXT_LAST % 0).held is False
     assert read(DONE).done
 
 

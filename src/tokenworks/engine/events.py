@@ -1,0 +1,278 @@
+"""What the events of a stream mean, for each endpoint, and the stream itself.
+
+The stream is passed on byte for byte. Ordinary delta events are not even looked at one by one: whether a block of whole
+events carries output, usage or an error is read off its bytes. That is safe because a quote inside a JSON string is
+always escaped, so a key with its quotes cannot be part of the text that a model made.
+
+Sources: OpenAI API reference (chat, completions and responses streams), Anthropic Messages streaming reference.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+import msgspec
+
+from tokenworks.core.errors import EngineFailed
+from tokenworks.core.units import NS_PER_MS
+from tokenworks.core.words import Usage
+from tokenworks.engine.adapter import Chunk, Timing
+from tokenworks.engine.reports import message_of
+from tokenworks.engine.sse import Splitter, payload
+from tokenworks.engine.usage import Shape, read
+from tokenworks.engine.wire import BY_CLIENT, BY_HOLD, Response
+
+_USAGE = re.compile(rb'"usage"\s*:\s*\{')
+Sink = Callable[[bytes], None]
+"""Takes whole events as they come; called inside the socket's own callback, so it must not wait."""
+log = logging.getLogger(__name__)
+
+
+class Event(msgspec.Struct):
+    """The part of an event or answer that the books need."""
+
+    type: object = None
+    choices: list[msgspec.Raw] | None = None
+    usage: object = None
+    timings: object = None
+    error: object = None
+    message: object = None
+    """Anthropic's ``message_start`` has the first report in here."""
+    response: object = None
+    """The last event of a responses stream has the report in here."""
+
+
+def decoded(data: bytes) -> Event:
+    """Raises EngineFailed for what is no JSON object."""
+    try:
+        return msgspec.json.decode(data, type=Event)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise EngineFailed("The engine sent something that is not an answer.") from error
+
+
+def timing_of(report: object) -> Timing | None:
+    """llama.cpp's ``timings``: milliseconds as floats. It does not say how long a request waited for a slot."""
+    if not isinstance(report, dict):
+        return None
+    prefill, decode = _ns(report.get("prompt_ms")), _ns(report.get("predicted_ms"))
+    return Timing(prefill_ns=prefill, decode_ns=decode) if prefill is not None or decode is not None else None
+
+
+def _ns(milliseconds: object) -> int | None:
+    if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float) or milliseconds < 0:
+        return None
+    return round(milliseconds * NS_PER_MS)
+
+
+class Reader:
+    """Reads the events of one chat or text stream. Engines differ in what ``usage`` and ``timing`` they report."""
+
+    shape: Shape = "openai"
+    mark: ClassVar[bytes] = b'"content":"'
+    """How a delta's text begins, as llama.cpp, vLLM and SGLang write it."""
+    signs: ClassVar[tuple[bytes, ...]] = (b'"timings"', b'"error"', b"[DONE]", b"error:", b"event:", b"data: null")
+    """An event with one of these may be more than a delta."""
+    output: ClassVar[re.Pattern[bytes]] = re.compile(
+        rb'"(?:content|text|reasoning_content|reasoning|refusal)"\s*:\s*"(?!")'
+        rb'|"tool_calls"\s*:\s*\[\s*\{|"function_call"\s*:\s*\{'
+    )
+
+    def deltas(self, events: bytes) -> int | None:
+        """How many of these whole events carry output, when they are nothing but deltas; None: read each of them."""
+        made = events.count(self.mark)
+        if made != events.count(b"\n\n") or b"\r" in events:
+            return None  # an event without the mark may be output of another kind, or none
+        for sign in self.signs:
+            if sign in events:
+                return None
+        if b'"usage"' in events and _USAGE.search(events):
+            return None
+        return made - events.count(self.mark + b'"')
+
+    def read(self, raw: bytes) -> Chunk | None:
+        """The chunk, or None for an event that means nothing. Raises EngineFailed when it reports an error."""
+        data = payload(raw)
+        if data == b"[DONE]":
+            return Chunk(raw, done=True)
+        if data == b"null":  # llama.cpp begins a text stream of several prompts with this; no client understands it
+            return None
+        if raw.startswith((b"error:", b"event: error")):  # the first is how llama.cpp once named the field
+            raise EngineFailed(message_of(data or raw[6:].strip()) or "The engine reported an error.")
+        if data and not data.startswith(b"{"):
+            raise EngineFailed("The engine sent something that is not an answer.")
+        chunk = Chunk(raw, output=self.output.search(data) is not None)
+        reports = _USAGE.search(data) is not None
+        if reports or b'"timings"' in data or b'"error"' in data:
+            event = decoded(data)
+            if event.error:
+                raise EngineFailed(message_of(data) or "The engine reported an error.")
+            chunk.timing = self.timing(event)
+            if reports:
+                chunk.usage = self.usage(event)
+                chunk.held = not event.choices
+        return chunk
+
+    def usage(self, event: Event) -> Usage | None:
+        """What the stream or answer has used so far."""
+        return self._read({"usage": event.usage, "timings": event.timings})
+
+    def _read(self, report: Mapping[str, object]) -> Usage | None:
+        found = read(self.shape, report)
+        if found.reason and report.get("usage"):
+            log.warning("a usage report is not used: %s", found.reason)
+        return found.usage
+
+    def timing(self, event: Event) -> Timing | None:
+        """What the engine measured: llama.cpp's ``timings``."""
+        return timing_of(event.timings)
+
+
+class MessagesReader(Reader):
+    """Anthropic's Messages: the prompt is reported when the message starts, the output before it stops."""
+
+    shape = "anthropic"
+    mark = b'"text":"'
+    signs = (b'"error"', b"event: error", b"message_start", b"message_delta", b"message_stop", b"block_start")
+    output = re.compile(rb'"(?:text|thinking|partial_json)"\s*:\s*"(?!")')
+
+    def __init__(self) -> None:
+        self._report: dict[str, object] = {}
+
+    def read(self, raw: bytes) -> Chunk | None:
+        """See ``Reader.read``."""
+        data = payload(raw)
+        if not data:
+            return Chunk(raw)
+        event = decoded(data)
+        if event.type == "error" or event.error:
+            raise EngineFailed(message_of(data) or "The engine reported an error.")
+        chunk = Chunk(raw, output=event.type == "content_block_delta" and self.output.search(data) is not None)
+        said = event.message.get("usage") if isinstance(event.message, dict) else event.usage
+        if isinstance(said, dict):
+            self._report |= {name: value for name, value in said.items() if value is not None}
+        if event.type == "message_delta":
+            chunk.usage = self._read({"usage": self._report})
+            chunk.held = True
+        if event.type == "message_stop":
+            chunk.held = chunk.done = True
+        return chunk
+
+
+class ResponsesReader(Reader):
+    """OpenAI's responses: the last event is the whole response, with its usage."""
+
+    mark = b'"delta":"'
+    signs = (b'"error"', b"response.completed", b"response.incomplete", b"response.failed", b"event: error")
+    output = re.compile(rb'"delta"\s*:\s*"(?!")')
+
+    def read(self, raw: bytes) -> Chunk | None:
+        """See ``Reader.read``."""
+        data = payload(raw)
+        if not data:
+            return Chunk(raw)
+        if data == b"[DONE]":
+            return None
+        event = decoded(data)
+        said = event.response if isinstance(event.response, dict) else {}
+        if event.type in ("error", "response.failed") or event.error:
+            why = said.get("error")
+            raise EngineFailed(message_of(msgspec.json.encode({"error": why}) if why else data) or "The engine failed.")
+        chunk = Chunk(raw, output=isinstance(event.type, str) and event.type.endswith(".delta") and self._made(data))
+        if event.type in ("response.completed", "response.incomplete"):
+            chunk.usage, chunk.timing = self._read(said), self.timing(event)
+            chunk.held = chunk.done = True
+        return chunk
+
+    def _made(self, data: bytes) -> bool:
+        return self.output.search(data) is not None
+
+
+class Stream:
+    """A TokenStream over one HTTP answer."""
+
+    def __init__(self, response: Response, reader: Reader) -> None:
+        self._response, self._reader = response, reader
+        self._splitter = Splitter()
+        self._sink: Sink = _nobody
+        self._chunks_max = 0
+        self._done = False
+        self._later: list[bytes] = []
+        """What came when the hold was used up."""
+        self.chunks = 0
+        self.usage: Usage | None = None
+        self.timing: Timing | None = None
+        self.held: list[bytes] = []
+
+    async def relay(self, sink: Sink, chunks_max: int) -> bool:
+        """See ``TokenStream.relay``."""
+        self._sink, self._chunks_max = sink, chunks_max
+        later, self._later = self._later, []
+        for block in later:
+            self._take(block)
+        if not self._response.taken:
+            self._response.receive(self._take)
+        elif self.chunks < chunks_max:
+            self._response.resume(BY_HOLD)
+        while not self._done:
+            if self.chunks >= self._chunks_max:
+                return False
+            if self._response.complete:
+                raise EngineFailed("The engine's answer ended before its end mark.")
+            await self._response.ended()
+        self._response.detach()
+        return True
+
+    def _take(self, block: bytes) -> None:
+        if self._done:
+            return
+        if self.chunks >= self._chunks_max:
+            self._later.append(block)
+            return
+        events = self._splitter.whole(block)
+        if events and (made := self._reader.deltas(events)) is not None:
+            self.chunks += made
+            self._sink(events)
+        elif events:
+            for raw in self._splitter.split(events):
+                if self._event(raw):
+                    self._response.wake()
+                    return
+        if self.chunks >= self._chunks_max:
+            self._response.pause(BY_HOLD)
+            self._response.wake()
+
+    def _event(self, raw: bytes) -> bool:
+        """Take one event; True: it was the last."""
+        chunk = self._reader.read(raw)
+        if chunk is None:
+            return False
+        self.chunks += chunk.output
+        if chunk.usage is not None:
+            self.usage = chunk.usage
+        self.timing = chunk.timing or self.timing
+        self._done = chunk.done
+        if chunk.held:
+            self.held.append(chunk.raw)
+        elif not chunk.done:
+            self._sink(chunk.raw)
+        return chunk.done
+
+    def pause(self) -> None:
+        """See ``TokenStream.pause``."""
+        self._response.pause(BY_CLIENT)
+
+    def resume(self) -> None:
+        """See ``TokenStream.resume``."""
+        self._response.resume(BY_CLIENT)
+
+    async def abort(self) -> None:
+        """Close the connection at once; no effect after the end."""
+        if not self._done:
+            self._response.abort()
+
+
+def _nobody(_: bytes) -> None:
+    """Before anybody listens nothing is taken."""

@@ -1,12 +1,7 @@
-"""The front door over HTTP: a Starlette app for everything, with the token routes as bare ASGI so that they can move.
-
-The token routes do nothing here but carry bytes between a client and ``life.serve``.
-"""
+"""The front door over HTTP: a Starlette app for everything but tokens, which take the fast lane (``lane.py``)."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -19,17 +14,18 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from tokenworks import __version__
-from tokenworks.agents.life import RECEIPT_HEADER, Headers, House, serve
-from tokenworks.agents.shape import Endpoint, error_body
+from tokenworks.agents.answers import error_body
+from tokenworks.agents.lane import BODY_BYTES_MAX, TOKEN_ROUTES, bearer
+from tokenworks.agents.life import RECEIPT_HEADER, House
 from tokenworks.core.errors import BadRequest, BodyTooLarge, NotAllowed, NotFound, TokenworksError, nearest
 from tokenworks.exchange.desk import Identity
 
-BODY_BYTES_MAX = 8 << 20
 GATEWAYS_ONLY = ("lease", "describe_site", "hello")
 """What the ledger hears from gateways alone."""
-TOKEN_ROUTES: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "text"}
 CallLedger = Callable[..., Awaitable[Any]]
 Status = Callable[[], dict[str, Any]]
+PostEvent = Callable[[str | None, bytes], dict[str, Any]]
+"""Takes an event of the grid in: for which site, and the body."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -44,34 +40,6 @@ def error_response(error: TokenworksError) -> Response:
     if error.receipt is not None:
         headers[RECEIPT_HEADER.decode()] = error.receipt
     return json_response(error_body(error), error.status, headers)
-
-
-def bearer(headers: list[tuple[bytes, bytes]]) -> str | None:
-    """The presented key: ``Authorization: Bearer``, or ``x-api-key``."""
-    for name, value in headers:
-        if name == b"authorization" and value[:7].lower() == b"bearer ":
-            return value[7:].decode("latin-1").strip()
-        if name == b"x-api-key":
-            return value.decode("latin-1").strip()
-    return None
-
-
-class AsgiReply:
-    """The Reply port over ASGI."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.started = False
-
-    async def start(self, status: int, headers: Headers) -> None:
-        self.started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
-
-    async def send(self, data: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
-
-    async def end(self) -> None:
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def read_body(scope: Scope, receive: Receive) -> bytes | None:
@@ -98,8 +66,12 @@ async def read_body(scope: Scope, receive: Receive) -> bytes | None:
 class FrontDoor:
     """All routes of one gateway."""
 
-    def __init__(self, house: House, call_ledger: CallLedger, status: Status, journal_bytes: Callable[[], int]) -> None:
-        self._house, self._call_ledger, self._status, self._journal_bytes = house, call_ledger, status, journal_bytes
+    def __init__(
+        self, house: House, call_ledger: CallLedger, status: Status, journal_bytes: Callable[[], int],
+        post_event: PostEvent | None = None,
+    ) -> None:  # fmt: skip
+        self.house, self._call_ledger, self._status, self._journal_bytes = house, call_ledger, status, journal_bytes
+        self._post_event = post_event
         self._app = Starlette(
             routes=[
                 Route("/healthz", self._healthz),
@@ -107,6 +79,7 @@ class FrontDoor:
                 Route("/v1/models", self._models),
                 Route("/v1/receipts/{id}", self._receipt),
                 Route("/v1/status", self._status_page),
+                Route("/v1/grid-events", self._grid_events, methods=["POST"]),
                 Route("/v1/organization/usage/completions", self._usage_page),
                 Route("/v1/organization/costs", self._costs_page),
                 Route("/v1/admin/openapi.json", self._openapi),
@@ -117,65 +90,39 @@ class FrontDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entry."""
-        endpoint = TOKEN_ROUTES.get(scope.get("path", "")) if scope["type"] == "http" else None
-        if endpoint is not None and scope["method"] == "POST":
-            await self._tokens(endpoint, scope, receive, send)
-        elif scope["type"] in ("http", "lifespan"):
+        if scope["type"] in ("http", "lifespan"):
             await self._app(scope, receive, send)
 
-    async def _tokens(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = AsgiReply(send)
-        try:
-            body = await read_body(scope, receive)
-            if body is None:
-                return
-            serving = asyncio.ensure_future(serve(self._house, endpoint, bearer(scope["headers"]), body, reply))
-            leaving = asyncio.ensure_future(_until_gone(receive, serving))
-            try:
-                await serving
-            except asyncio.CancelledError:
-                if not leaving.done():
-                    # Not the client left, but the server is ending: let serve settle, then end with it.
-                    serving.cancel()
-                    raise
-            finally:
-                leaving.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await leaving
-        except TokenworksError as error:
-            self._house.metrics.refused(error.code)
-            if not reply.started:
-                await error_response(error)(scope, receive, send)
-
     async def _healthz(self, _: HttpRequest) -> Response:
-        ready = [offer.replica for offer in self._house.offers() if offer.ready]
+        ready = self._ready()
         return json_response(
             {"status": "ok" if ready else "no replica can serve", "ready": ready}, 200 if ready else 503
         )
 
     async def _metrics(self, _: HttpRequest) -> Response:
-        house = self._house
-        ready = (offer.replica for offer in house.offers() if offer.ready)
-        page = house.metrics.page(house.replicas, ready, house.desk.open_holds, self._journal_bytes())
+        house = self.house
+        page = house.metrics.page(house.replicas, self._ready(), house.desk.open_holds, self._journal_bytes())
         return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    def _ready(self) -> list[str]:
+        return [name for name, replica in self.house.replicas.items() if replica.ready]
+
     def _who(self, request: HttpRequest) -> Identity:
-        return self._house.desk.identify(bearer(request.scope["headers"]))
+        return self.house.desk.identify(bearer(request.scope["headers"]))
 
     async def _models(self, request: HttpRequest) -> Response:
         self._who(request)
-        offers = self._house.offers()
         listed = [
             {
                 "id": model,
                 "object": "model",
                 "created": 0,
                 "owned_by": "tokenworks",
-                "ready": any(offer.ready for offer in offers if offer.model == model),
-                "context_tokens": max(offer.context_tokens for offer in offers if offer.model == model),
-                "capabilities": sorted({c for offer in offers if offer.model == model for c in offer.capabilities}),
+                "ready": any(offer.load.ready for offer in offers),
+                "context_tokens": max(offer.context_tokens for offer in offers),
+                "capabilities": sorted({capability for offer in offers for capability in offer.capabilities}),
             }
-            for model in sorted({offer.model for offer in offers})
+            for model, offers in sorted(self.house.offers.items())
         ]
         return json_response({"object": "list", "data": listed})
 
@@ -235,20 +182,28 @@ class FrontDoor:
         text = await self._call_ledger(office, **params, **({"group_by": groups} if groups else {}))
         return Response(text, media_type="application/json")
 
+    async def _grid_events(self, request: HttpRequest) -> Response:
+        self._administrator(request)
+        body = await read_body(request.scope, request.receive)
+        if self._post_event is None:
+            raise NotFound("no grid events are taken here")
+        return json_response(self._post_event(request.query_params.get("site"), body or b""), 202)
+
     async def _status_page(self, request: HttpRequest) -> Response:
         self._administrator(request)
         return json_response({"version": __version__, **self._status()})
 
     async def _on_error(self, _: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, TokenworksError)
-        self._house.metrics.refused(error.code)
+        self.house.metrics.refused(error.code)
         return error_response(error)
 
     async def _on_http_error(self, request: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        paths = [*TOKEN_ROUTES, "/v1/models", "/v1/receipts/{id}", "/healthz", "/metrics", "/v1/status"]
+        token_routes = [route.decode() for route in TOKEN_ROUTES]
+        paths = [*token_routes, "/v1/models", "/v1/receipts/{id}", "/healthz", "/metrics", "/v1/status"]
         near = nearest(request.url.path, paths)
-        if error.status_code == 405 or request.url.path in TOKEN_ROUTES:
+        if error.status_code == 405 or request.url.path in token_routes:
             wrong = TokenworksError(
                 f"{request.method} is not allowed on {request.url.path}", hint="token routes take POST"
             )
@@ -257,10 +212,3 @@ class FrontDoor:
         return error_response(
             NotFound(f"there is no {request.url.path} here", hint=f"did you mean {near}?" if near else None)
         )
-
-
-async def _until_gone(receive: Receive, serving: asyncio.Future[None]) -> None:
-    """Wait for the client to hang up, then cancel the serving of its request."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    serving.cancel()

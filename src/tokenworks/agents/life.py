@@ -1,6 +1,6 @@
 """The life of a request, from the key to the receipt. Read ``serve`` first: it is the whole house in one function.
 
-It knows no transport. What it needs of one is the ``Reply`` port, so the fast lane is another Reply and nothing else.
+It knows no transport: what it needs of one is the ``Reply`` port, which ``lane.py`` is.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from typing import Protocol
 
 import msgspec
 
+from tokenworks.agents.answers import error_event, last_events, with_receipt
 from tokenworks.agents.metrics import Metrics
-from tokenworks.agents.promise import SLICE_TOKENS, extend, promise, trim, worst
-from tokenworks.agents.shape import Endpoint, error_event, parse_request, usage_event, with_receipt
-from tokenworks.brain.route import Offer, Scales, choose, eligible
+from tokenworks.agents.overage import RULES, Overflow, Served, told
+from tokenworks.agents.promise import SLICE_TOKENS, extend, promise, trim
+from tokenworks.agents.shape import parse_request
+from tokenworks.brain.route import Offer, Offers, Scales, choose, eligible
 from tokenworks.core.clock import Clock
 from tokenworks.core.errors import BudgetSpent, EngineDown, ExchangeDown, TokenworksError
-from tokenworks.core.words import Decision, Delivery, Provenance, Request, Usage, Work
-from tokenworks.engine.adapter import Chunk, Timing
+from tokenworks.core.words import Decision, Delivery, Endpoint, Provenance, Request, Usage, Work
+from tokenworks.engine.adapter import Timing
 from tokenworks.engine.fleet import Replica
-from tokenworks.exchange.desk import Desk, Hold
+from tokenworks.exchange.desk import Desk, Hold, Identity
 from tokenworks.exchange.words import Settlement
 from tokenworks.site.agent import SiteAgent
 
@@ -31,25 +33,48 @@ ATTEMPTS_MAX = 3
 RECEIPT_HEADER = b"x-tokenworks-receipt"
 CLAMP_HEADER = b"x-tokenworks-max-tokens"
 """Tells a client that its max_tokens was cut to what its budget affords, and to what."""
-Headers = Sequence[tuple[bytes, bytes]]
-_EVENTS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"))
-_JSON = ((b"content-type", b"application/json"),)
+
+
+class Flow(Protocol):
+    """What can be told that the client is slow."""
+
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
 
 
 class Reply(Protocol):
-    """The client's side. A client that hangs up is told by cancelling the task that runs ``serve``."""
+    """The client's side. Nothing here waits: a client that is slow is told to the ``flow`` that ``start`` was given,
+    one that hangs up by cancelling the task that runs ``serve``.
+    """
 
-    async def start(self, status: int, headers: Headers) -> None:
-        """Send the head."""
+    def whole(self, headers: bytes, body: bytes) -> None:
+        """The answer is this JSON. ``headers`` are whole lines."""
         ...
 
-    async def send(self, data: bytes) -> None:
-        """Send a part of the body; returns when the client can take more."""
+    def start(self, headers: bytes, flow: Flow) -> None:
+        """The answer is a stream of events."""
         ...
 
-    async def end(self) -> None:
-        """The body is whole."""
+    def send(self, events: bytes) -> None:
+        """Whole events of it."""
         ...
+
+    def end(self) -> None:
+        """The stream is whole."""
+        ...
+
+
+class Still:
+    """The flow of what is there already."""
+
+    def pause(self) -> None:
+        return
+
+    def resume(self) -> None:
+        return
+
+
+_STILL = Still()
 
 
 @dataclass(slots=True)
@@ -59,11 +84,13 @@ class House:
     desk: Desk
     replicas: Mapping[str, Replica]
     sites: Mapping[str, SiteAgent]
-    offers: Callable[[], list[Offer]]
+    offers: Offers
     scales: Scales
     clock: Clock
     metrics: Metrics
-    new_receipt: Callable[[], str]
+    overflow: Overflow
+    new_receipt: Callable[[int], str]
+    """The id of a request that arrived at this time."""
     brain_ns: int = 0
     """Time spent deciding since it was last taken, for the energy of the house itself."""
 
@@ -71,11 +98,9 @@ class House:
 class Answering:
     """What is known of one answer while it is made."""
 
-    __slots__ = ("chunks", "dispatched_ns", "extend_at", "first_ns", "sent", "timing", "usage")
+    __slots__ = ("chunks", "dispatched_ns", "first_ns", "sent", "timing", "usage")
 
-    def __init__(self, dispatched_ns: int, slice_tokens: int = SLICE_TOKENS) -> None:
-        self.extend_at = slice_tokens * 7 // 8
-        """Chunks at which the hold must grow: before it is used up, since a chunk can be more than one token."""
+    def __init__(self, dispatched_ns: int) -> None:
         self.dispatched_ns = dispatched_ns
         self.first_ns: int | None = None
         self.chunks = 0
@@ -84,21 +109,36 @@ class Answering:
         self.sent = False
 
 
-async def serve(house: House, endpoint: Endpoint, key: str | None, body: bytes, reply: Reply) -> None:
-    """Serve one request. Raises a TokenworksError only before anything was sent to the client."""
+async def serve(
+    house: House, endpoint: Endpoint, key: str | None, body: bytes, reply: Reply, *, deferrable: bool = False
+) -> None:
+    """Serve one request. Raises a TokenworksError only before anything was sent to the client.
+
+    ``deferrable``: it can wait while the grid asks for less power.
+    """
     arrived_ns = house.clock.now_ns()
     identity = house.desk.identify(key)
-    request = parse_request(endpoint, body, house.new_receipt(), arrived_ns)
-    options, refused = eligible(request, house.offers())
+    request = parse_request(endpoint, body, house.new_receipt(arrived_ns), arrived_ns)
+    found = Served(request, *eligible(request, house.offers))
+    if house.overflow.orders:
+        found = await house.overflow.admitted(found, deferrable=deferrable)
+    if identity.account.overage not in RULES:
+        await _serve(house, identity, *found, reply)
+        return
+    async with house.overflow.served(identity, found) as ruled:
+        await _serve(house, identity, *ruled, reply)
+
+
+async def _serve(
+    house: House, identity: Identity, request: Request, options: list[Offer], refused: dict[str, str], reply: Reply
+) -> None:
     hold, request = await promise(house.desk, identity, request, options)
     decision: Decision | None = None
     try:
         for attempt in range(ATTEMPTS_MAX):
             decision = _decide(house, request, options, refused)
             if not hold.written:
-                model, price_class = decision.chosen.model, identity.account.price_class
-                amount = worst(house.desk.prices, request, model, options, price_class)
-                await trim(house.desk, hold, amount, decision)
+                await trim(house.desk, hold, request, options, decision)
                 await house.desk.safe(hold)
             try:
                 answer = _stream if request.stream else _whole
@@ -147,9 +187,10 @@ async def _whole(house: House, request: Request, hold: Hold, decision: Decision,
         # Nothing was delivered and nobody counted: the client owes nothing.
         _settle(house, request, hold, decision, state, "client_gone")
         raise
-    except EngineDown:
-        raise
     except TokenworksError as error:
+        replica.heard(error)
+        if isinstance(error, EngineDown):
+            raise
         _settle(house, request, hold, decision, state, "engine_failed" if error.status >= 500 else "refused")
         raise
     finally:
@@ -157,77 +198,70 @@ async def _whole(house: House, request: Request, hold: Hold, decision: Decision,
     state.usage, state.timing, state.chunks = completion.usage, completion.timing, 1
     settled = _settle(house, request, hold, decision, state, "complete")
     await house.desk.safe(hold)
-    await reply.start(200, (*_JSON, *_headers(request)))
-    await reply.send(with_receipt(completion.body, settled))
-    await reply.end()
+    reply.whole(_headers(request), with_receipt(completion.body, settled))
 
 
 async def _stream(house: House, request: Request, hold: Hold, decision: Decision, reply: Reply) -> None:
     """An answer in events, relayed as they come. The books have it before its last event leaves."""
     replica = house.replicas[decision.chosen.replica]
     state = _begin(house, request, replica)
-    usage_chunk: Chunk | None = None
+    error: TokenworksError | None = None
+    held: Sequence[bytes] = ()
+    ending = "complete"
     try:
         stream = await replica.adapter.stream(request)
+
+        def sink(events: bytes) -> None:
+            if not state.sent:
+                state.first_ns, state.sent = house.clock.now_ns(), True
+                reply.start(_headers(request), stream)
+            reply.send(events)
+
         try:
-            async for chunk in stream:
-                if chunk.output:
-                    state.chunks += 1
-                    state.first_ns = state.first_ns or house.clock.now_ns()
-                    if state.chunks >= state.extend_at:
-                        state.extend_at += SLICE_TOKENS * request.choices
-                        await extend(house.desk, request, hold, decision)
-                if chunk.usage is not None:
-                    state.usage, state.timing = chunk.usage, chunk.timing
-                if chunk.usage_only:
-                    usage_chunk = chunk
-                elif chunk.done:
-                    break
-                else:
-                    await _relay(reply, request, state, chunk.raw)
+            slice_tokens = SLICE_TOKENS * request.choices
+            # The hold grows before it is used up, since a chunk can be more than one token.
+            reach = slice_tokens * 7 // 8
+            while not await stream.relay(sink, reach):
+                await extend(house.desk, request, hold, decision)
+                reach += slice_tokens
+            held = stream.held
         finally:
+            state.chunks, state.usage, state.timing = stream.chunks, stream.usage, stream.timing
             await stream.abort()
     except asyncio.CancelledError:
         await _settle_cut(house, request, hold, decision, state, replica, "client_gone")
         raise
-    except BudgetSpent as error:
-        await _settle_cut(house, request, hold, decision, state, replica, "budget_spent")
-        await reply.send(error_event(error))
-        await reply.end()
-        return
-    except TokenworksError as error:
-        if not state.sent and isinstance(error, EngineDown):
+    except TokenworksError as broken:
+        replica.heard(broken)
+        if isinstance(broken, EngineDown) and not state.sent:
             raise
-        _settle(house, request, hold, decision, state, "engine_failed" if error.status >= 500 else "refused")
-        if not state.sent:
-            raise
-        await reply.send(error_event(error))
-        await reply.end()
-        return
+        error, ending = broken, "engine_failed" if broken.status >= 500 else "refused"
     finally:
         replica.end()
     try:
-        settled = _settle(house, request, hold, decision, state, "complete")
-        await house.desk.safe(hold)
-    except ExchangeDown as error:
-        await reply.send(error_event(error))
-    else:
-        if usage_chunk is not None and request.show_usage:
-            await reply.send(usage_event(usage_chunk.raw, settled))
-        await reply.send(b"data: [DONE]\n\n")
-    await reply.end()
+        if isinstance(error, BudgetSpent):
+            settled = await _settle_cut(house, request, hold, decision, state, replica, "budget_spent")
+        else:
+            settled = _settle(house, request, hold, decision, state, ending)
+            await house.desk.safe(hold)
+        last = last_events(request, held, settled)
+    except ExchangeDown as refused:
+        error, last = error or refused, b""
+    if error is not None:
+        if not state.sent:
+            raise error
+        last = error_event(error, request.endpoint)
+    elif not state.sent:
+        reply.start(_headers(request), _STILL)
+    reply.send(last)
+    reply.end()
 
 
-async def _relay(reply: Reply, request: Request, state: Answering, raw: bytes) -> None:
-    if not state.sent:
-        await reply.start(200, (*_EVENTS, *_headers(request)))
-        state.sent = True
-    await reply.send(raw)
-
-
-def _headers(request: Request) -> Headers:
-    receipt = (RECEIPT_HEADER, request.id.encode())
-    return (receipt, (CLAMP_HEADER, str(request.output_max).encode())) if request.clamped else (receipt,)
+def _headers(request: Request) -> bytes:
+    lines = b"%b: %b\r\n" % (RECEIPT_HEADER, request.id.encode())
+    if request.clamped and request.output_max is not None:
+        lines += b"%b: %d\r\n" % (CLAMP_HEADER, request.output_max)
+    return lines + told(request) if request.model_asked or request.lane else lines
 
 
 def _begin(house: House, request: Request, replica: Replica) -> Answering:
@@ -240,7 +274,7 @@ def _begin(house: House, request: Request, replica: Replica) -> Answering:
     except TokenworksError:
         replica.end()
         raise
-    return Answering(now, SLICE_TOKENS * request.choices)
+    return Answering(now)
 
 
 async def _settle_cut(
@@ -251,13 +285,12 @@ async def _settle_cut(
     state: Answering,
     replica: Replica,
     ending: str,
-) -> None:
+) -> Settlement:
     """A stream was cut short: its input and what was made until the abort, counted by us since no report came."""
-    if state.usage is None:
-        counted = await asyncio.shield(_count_input(replica, request)) if state.chunks else None
-        if state.chunks:
-            state.usage = Usage(input=counted or 0, output=state.chunks, certainty="counted")
-    _settle(house, request, hold, decision, state, ending)
+    if state.chunks and state.usage is None:
+        counted = await asyncio.shield(_count_input(replica, request))
+        state.usage = Usage(input=counted or 0, output=state.chunks, certainty="counted")
+    return _settle(house, request, hold, decision, state, ending)
 
 
 async def _count_input(replica: Replica, request: Request) -> int | None:
@@ -272,7 +305,7 @@ def _settle(
 ) -> Settlement:
     """Write the settlement; what failed before any output is free, whatever the engine reports."""
     now = house.clock.now_ns()
-    usage = state.usage
+    usage = state.usage if state.chunks else None
     if usage is None:
         usage = Usage(output=state.chunks, certainty="counted") if state.chunks else Usage(certainty="none")
     replica = house.replicas[decision.chosen.replica]
@@ -289,6 +322,7 @@ def _settle(
         end_ns=now,
         input_tokens=usage.input + usage.cached_input + usage.cache_write,
         output_tokens=usage.output + usage.reasoning,
+        cached_tokens=usage.cached_input,
     )
     site = house.sites[replica.spec.site]
     metered = bool(replica.spec.slice)
@@ -306,6 +340,8 @@ def _settle(
     )
     if timing is not None:
         replica.observe(usage, timing)
+    if ending == "complete":
+        replica.heard(None)
     house.metrics.settled(decision, usage, delivery)
     estimate = site.estimate(work) if metered else None
     work_done = work if metered else None

@@ -2,16 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from tokenworks.core.units import NS_PER_S
-from tokenworks.core.words import Decision, Delivery, Usage
+from tokenworks.core.words import BUCKETS, Decision, Delivery, Usage
 from tokenworks.engine.fleet import Replica
 
 _TTFT_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _TOTAL_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+
+class _Times:
+    """A histogram of durations, cheap to add to."""
+
+    __slots__ = ("_bounds_ns", "_bounds_s", "_counts", "_sum_ns")
+
+    def __init__(self, bounds_s: tuple[float, ...]) -> None:
+        self._bounds_s = bounds_s
+        self._bounds_ns = [round(bound * NS_PER_S) for bound in bounds_s]
+        self._counts = [0] * (len(bounds_s) + 1)
+        self._sum_ns = 0
+
+    def add(self, took_ns: int) -> None:
+        self._counts[bisect_left(self._bounds_ns, took_ns)] += 1
+        self._sum_ns += took_ns
+
+    def show(self, family: HistogramMetricFamily, model: str) -> None:
+        total, buckets = 0, []
+        for bound, count in zip((*self._bounds_s, "+Inf"), self._counts, strict=True):
+            total += count
+            buckets.append((str(bound), total))
+        if total:
+            family.add_metric([model], buckets, self._sum_ns / NS_PER_S)
+
+
+class _Settled(Collector):
+    """What settled requests add up to. They are counted in plain numbers and turned into metrics when scraped."""
+
+    def __init__(self) -> None:
+        self.requests: dict[tuple[str, str, str], int] = {}
+        self.tokens: dict[str, list[int]] = {}
+        self.times: dict[str, tuple[_Times, _Times]] = {}
+
+    def add(self, decision: Decision, usage: Usage, delivery: Delivery) -> None:
+        model = decision.chosen.model
+        key = (model, decision.chosen.replica, delivery.ending)
+        self.requests[key] = self.requests.get(key, 0) + 1
+        if model not in self.tokens:
+            self.tokens[model], self.times[model] = [0] * len(BUCKETS), (_Times(_TTFT_S), _Times(_TOTAL_S))
+        tokens, (ttft, total) = self.tokens[model], self.times[model]
+        for at, count in usage.by_place():
+            tokens[at] += count
+        total.add(delivery.total_ns)
+        if delivery.ttft_ns is not None:
+            ttft.add(delivery.ttft_ns)
+
+    def collect(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "tokenworks_requests", "Requests settled.", labels=("model", "replica", "ending")
+        )
+        for key, count in self.requests.items():
+            requests.add_metric(key, count)
+        tokens = CounterMetricFamily("tokenworks_tokens", "Native tokens by usage bucket.", labels=("model", "bucket"))
+        ttft = HistogramMetricFamily("tokenworks_ttft_seconds", "Arrival to first token.", labels=("model",))
+        total = HistogramMetricFamily("tokenworks_request_seconds", "Arrival to end.", labels=("model",))
+        for model, counts in self.tokens.items():
+            for bucket, count in zip(BUCKETS, counts, strict=True):
+                if count:
+                    tokens.add_metric((model, bucket), count)
+            for times, family in zip(self.times[model], (ttft, total), strict=True):
+                times.show(family, model)
+        yield from (requests, tokens, ttft, total)
 
 
 class Metrics:
@@ -19,17 +86,10 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        labels = ("model", "replica", "ending")
-        self._requests = Counter("tokenworks_requests", "Requests settled.", labels, registry=self.registry)
-        self._tokens = Counter(
-            "tokenworks_tokens", "Native tokens by usage bucket.", ("model", "bucket"), registry=self.registry
-        )
-        self._ttft = Histogram(
-            "tokenworks_ttft_seconds", "Arrival to first token.", ("model",), buckets=_TTFT_S, registry=self.registry
-        )
-        self._total = Histogram(
-            "tokenworks_request_seconds", "Arrival to end.", ("model",), buckets=_TOTAL_S, registry=self.registry
-        )
+        self._settled = _Settled()
+        self.registry.register(self._settled)
+        self.settled = self._settled.add
+        """Count one settled request."""
         self._refused = Counter(
             "tokenworks_refused", "Requests refused, by error code.", ("code",), registry=self.registry
         )
@@ -43,15 +103,10 @@ class Metrics:
             "tokenworks_journal_bytes", "Bytes in the journal's open segment.", registry=self.registry
         )
 
-    def settled(self, decision: Decision, usage: Usage, delivery: Delivery) -> None:
-        """Count one settled request."""
-        model = decision.chosen.model
-        self._requests.labels(model, decision.chosen.replica, delivery.ending).inc()
-        for bucket, count in usage.counts():
-            self._tokens.labels(model, bucket).inc(count)
-        self._total.labels(model).observe(delivery.total_ns / NS_PER_S)
-        if delivery.ttft_ns is not None:
-            self._ttft.labels(model).observe(delivery.ttft_ns / NS_PER_S)
+    @property
+    def requests(self) -> int:
+        """Settled so far."""
+        return sum(self._settled.requests.values())
 
     def refused(self, code: str) -> None:
         """Count one request that ended in an error before a hold was settled."""
@@ -62,7 +117,7 @@ class Metrics:
         names = set(ready)
         for name, replica in replicas.items():
             self._ready.labels(name).set(int(name in names))
-            self._running.labels(name).set(replica.running)
+            self._running.labels(name).set(replica.running - replica.elsewhere)
             self._restarts.labels(name).set(replica.restarts)
         self._holds.set(open_holds)
         self._journal.set(journal_bytes)

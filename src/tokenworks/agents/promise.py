@@ -53,11 +53,13 @@ async def promise(desk: Desk, identity: Identity, request: Request, options: Seq
 
     Raises BudgetSpent when not even ``OUTPUT_MIN`` tokens are, or when the account would rather have the refusal.
     """
+    sites = [option.site for option in options]
+    price_class, prices = identity.account.price_class, desk.prices.at(request.arrived_ns)
 
     def hold(tokens: int | None = None) -> Hold:
         wanted = request if tokens is None else msgspec.structs.replace(request, output_max=tokens)
-        amount = dearest(desk.prices, wanted, options, identity.account.price_class)
-        return desk.hold(identity, request.id, amount, request.model, {option.site for option in options})
+        amount = dearest(prices, wanted, options, price_class)
+        return desk.hold(identity, request.id, amount, request.model, sites, prices)
 
     try:
         return await _leased(desk, hold), request
@@ -78,14 +80,17 @@ async def promise(desk: Desk, identity: Identity, request: Request, options: Seq
     return hold(low), with_output(request, low)
 
 
-async def trim(desk: Desk, hold: Hold, amount: Amount, decision: Decision) -> None:
+async def trim(desk: Desk, hold: Hold, request: Request, options: Sequence[Offer], decision: Decision) -> None:
     """Fix the hold at the chosen price. A package that does not pay at the chosen site leaves money to be leased."""
-    await _leased(desk, lambda: desk.trim(hold, amount, decision.chosen.site))
+    chosen, amount = decision.chosen, None
+    if len(options) > 1 and any(option.model != chosen.model for option in options):
+        amount = worst(hold.prices, request, chosen.model, options, hold.identity.account.price_class)
+    await _leased(desk, lambda: desk.trim(hold, amount, chosen.site))
 
 
 async def extend(desk: Desk, request: Request, hold: Hold, decision: Decision) -> None:
     """A stream goes on: promise its next slice. Raises BudgetSpent when the budget ends here."""
-    more = desk.prices.worst(
+    more = hold.prices.worst(
         decision.chosen.model, 0, SLICE_TOKENS * request.choices, hold.identity.account.price_class
     )
     await _leased(desk, lambda: desk.extend(hold, more, decision.chosen.site))

@@ -1,90 +1,160 @@
-"""The OpenAI shapes: a request body checked and made ready for an engine, errors, and the ``tokenworks`` object."""
+"""Requests as clients send them: checked, and made ready for an engine without writing them anew.
+
+Sources: OpenAI API reference (chat, completions, embeddings, responses), Anthropic Messages API reference.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from tokenworks.core.errors import BadRequest, TokenworksError
-from tokenworks.core.units import money_text, stu_text
-from tokenworks.core.words import Request
-from tokenworks.exchange.words import Settlement
+from tokenworks.core.errors import BadRequest
+from tokenworks.core.words import Endpoint, Request
 
 TEMPLATE_TOKENS_MAX = 64
 """Tokens that a chat template adds around one message, at most."""
 CHOICES_MAX = 128
 MESSAGES_MAX = 10_000
-_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+TOKENS_MAX = 1 << 31
+_ROLES = frozenset(("system", "developer", "user", "assistant", "tool", "function"))
+_ROLES_TEXT = ", ".join(sorted(_ROLES))
+_NEEDS = {name: frozenset((name,)) for name in ("embeddings", "messages", "responses")}
+_NOTHING = frozenset[str]()
+_ABSENT = msgspec.Raw()
+_EMPTY = (b"", b"null", b"[]", b"{}", b'""', b"false", b"0")
+_LIMITS: dict[Endpoint, tuple[str, ...]] = {
+    "chat": ("max_completion_tokens", "max_tokens"),
+    "text": ("max_tokens",),
+    "embeddings": (),
+    "messages": ("max_tokens",),
+    "responses": ("max_output_tokens",),
+}
+"""What limits the output, the first one given."""
 
-Endpoint = Literal["chat", "text"]
+
+class _Asked(msgspec.Struct):
+    """The members that we read; all others are the engine's."""
+
+    model: object = None
+    stream: object = None
+    stream_options: object = None
+    n: object = None
+    best_of: object = None
+    max_tokens: object = None
+    max_completion_tokens: object = None
+    max_output_tokens: object = None
+    grammar: msgspec.Raw = _ABSENT
+    messages: msgspec.Raw = _ABSENT
+    system: msgspec.Raw = _ABSENT
+    prompt: msgspec.Raw = _ABSENT
+    input: msgspec.Raw = _ABSENT
+    instructions: msgspec.Raw = _ABSENT
+    previous_response_id: msgspec.Raw = _ABSENT
+    background: msgspec.Raw = _ABSENT
+    tools: msgspec.Raw = _ABSENT
+    logprobs: msgspec.Raw = _ABSENT
+    response_format: msgspec.Raw = _ABSENT
+    text: msgspec.Raw = _ABSENT
+
+
+class _Message(msgspec.Struct):
+    role: object = None
+    content: msgspec.Raw = _ABSENT
+
+
+_decode_asked = msgspec.json.Decoder(_Asked).decode
+_decode_messages = msgspec.json.Decoder(list[_Message]).decode
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
-
-
-def error_body(error: TokenworksError) -> dict[str, Any]:
-    """The OpenAI error shape, with a hint beside the message."""
-    body = {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}
-    return {"error": body | ({"hint": error.hint} if error.hint else {})}
 
 
 def parse_request(endpoint: Endpoint, body: bytes, receipt: str, arrived_ns: int) -> Request:
     """Check a body and make it ready for an engine. Raises BadRequest naming the parameter that is wrong."""
     try:
-        asked = msgspec.json.decode(body)
+        asked = _decode_asked(body)
+    except msgspec.ValidationError:
+        raise BadRequest("the body must be a JSON object") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"the body is not valid JSON: {error}", hint="send one JSON object") from None
-    if not isinstance(asked, dict):
-        raise BadRequest("the body must be a JSON object")
-    model = _typed(asked, "model", str, "a string naming a model")
+    model, stream, options = asked.model, asked.stream, asked.stream_options
+    if model is not None and not isinstance(model, str):
+        raise BadRequest("model must be a string naming a model", param="model")
     if not model:
         raise BadRequest("no model is named", param="model", hint="GET /v1/models lists what is served here")
-    if asked.get("grammar") is not None:
-        # An engine that cannot read a grammar prints it into its log, where nothing of a client's may stand.
-        raise BadRequest("grammar is not taken", param="grammar", hint="use response_format with a json_schema")
-    stream = bool(_typed(asked, "stream", bool, "true or false") or False)
-    options = _typed(asked, "stream_options", dict, "an object") or {}
-    choices = _integer(asked, "n", low=1, high=CHOICES_MAX) or 1
-    best_of = _integer(asked, "best_of", low=1, high=CHOICES_MAX) or 1
-    output_max = _integer(asked, "max_completion_tokens", low=1) or _integer(asked, "max_tokens", low=0)
-    input_max = _chat_input(asked) if endpoint == "chat" else _text_input(asked)
-    asked["stream"] = stream
-    if stream:
-        asked["stream_options"] = {**options, "include_usage": True}
-    elif options:
+    if not isinstance(stream, bool | None):
+        raise BadRequest("stream must be true or false", param="stream")
+    if not isinstance(options, dict | None):
+        raise BadRequest("stream_options must be an object", param="stream_options")
+    if options and not stream:
         raise BadRequest("stream_options only goes with stream: true", param="stream_options")
+    _refuse(asked)
+    output_max = 0 if endpoint == "embeddings" else _output_max(endpoint, asked)
+    choices = 1
+    if asked.n is not None or asked.best_of is not None:
+        choices = max(_whole(asked.n, "n", 1, CHOICES_MAX) or 1, _whole(asked.best_of, "best_of", 1, CHOICES_MAX) or 1)
+    if endpoint == "text":
+        choices *= _prompts(asked.prompt)
+    show_usage = bool(options and options.get("include_usage"))
+    if stream and not show_usage and endpoint in ("chat", "text"):
+        body = _reporting(body, options)
     return Request(
         id=receipt,
         endpoint=endpoint,
         model=model,
-        body=_encode(asked),
-        stream=stream,
-        show_usage=bool(options.get("include_usage")),
-        input_max=input_max,
+        body=body,
+        stream=bool(stream),
+        show_usage=show_usage,
+        input_max=_input_max(endpoint, asked),
         output_max=output_max,
-        choices=max(choices, best_of),
-        needs=_needs(asked),
+        choices=choices,
+        needs=_needs(endpoint, asked),
         arrived_ns=arrived_ns,
     )
 
 
+def _refuse(asked: _Asked) -> None:
+    """What is taken by no engine here."""
+    if not _empty(asked.grammar):
+        # An engine that cannot read a grammar prints it into its log, where nothing of a client's may stand.
+        raise BadRequest("grammar is not taken", param="grammar", hint="use response_format with a json_schema")
+    for name in ("previous_response_id", "background"):
+        if not _empty(getattr(asked, name)):
+            raise BadRequest(f"{name} is not taken: responses are not stored here", param=name, hint="send all input")
+
+
+def _reporting(body: bytes, options: dict[str, Any] | None) -> bytes:
+    """The body of a stream that also reports its usage, which nobody but us asked for."""
+    if not options:
+        return body.rstrip()[:-1] + b',"stream_options":{"include_usage":true}}'
+    return _with(body, "stream_options", {**options, "include_usage": True})
+
+
+def _with(body: bytes, name: str, value: object) -> bytes:
+    members = _decode_members(body)  # everything else stays as it was written
+    members[name] = msgspec.Raw(_encode(value))
+    return _encode(members)
+
+
 def with_output(request: Request, output_max: int) -> Request:
     """The request with another limit on output tokens, in its body too."""
-    asked = msgspec.json.decode(request.body)
-    name = "max_completion_tokens" if asked.get("max_completion_tokens") is not None else "max_tokens"
-    asked[name] = output_max
-    return msgspec.structs.replace(request, body=_encode(asked), output_max=output_max, clamped=True)
+    names = _LIMITS[request.endpoint]
+    given = _decode_members(request.body)
+    name = next((name for name in names if not _empty(given.get(name, _ABSENT))), names[-1])
+    body = _with(request.body, name, output_max)
+    return msgspec.structs.replace(request, body=body, output_max=output_max, clamped=True)
 
 
-def _typed(asked: Mapping[str, Any], name: str, kind: type, what: str) -> Any:
-    value = asked.get(name)
-    if value is not None and not isinstance(value, kind):
-        raise BadRequest(f"{name} must be {what}", param=name)
-    return value
+def with_model(request: Request, model: str) -> Request:
+    """The request for another model, in its body too."""
+    return msgspec.structs.replace(request, body=_with(request.body, "model", model), model=model)
 
 
-def _integer(asked: Mapping[str, Any], name: str, low: int, high: int = 1 << 31) -> int | None:
-    value = asked.get(name)
+def _empty(raw: msgspec.Raw) -> bool:
+    return bytes(raw) in _EMPTY
+
+
+def _whole(value: object, name: str, low: int, high: int = TOKENS_MAX) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -92,88 +162,90 @@ def _integer(asked: Mapping[str, Any], name: str, low: int, high: int = 1 << 31)
     return value
 
 
-def _chat_input(asked: Mapping[str, Any]) -> int:
-    messages = asked.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise BadRequest("messages must be a list with at least one message", param="messages")
+def _output_max(endpoint: Endpoint, asked: _Asked) -> int | None:
+    for name in _LIMITS[endpoint]:
+        value: object = getattr(asked, name)
+        if value is not None:
+            return _whole(value, name, 0 if name == "max_tokens" and endpoint != "messages" else 1)
+    if endpoint == "messages":
+        raise BadRequest("max_tokens is missing", param="max_tokens", hint="Anthropic's Messages need it")
+    return None
+
+
+def _input_max(endpoint: Endpoint, asked: _Asked) -> int:
+    """A token of byte-level BPE is at least one byte, and JSON is never shorter than the text in it."""
+    if endpoint == "text":
+        return _prompt_max(asked.prompt, "prompt")
+    if endpoint == "embeddings":
+        return _prompt_max(asked.input, "input")
+    around = len(bytes(asked.tools)) + len(bytes(asked.system)) + len(bytes(asked.instructions))
+    if endpoint == "responses":
+        if bytes(asked.input)[:1] not in (b'"', b"[") or _empty(asked.input):
+            raise BadRequest("input must be text or a list of items, and not empty", param="input")
+        raw = bytes(asked.input)
+        return len(raw) + around + TEMPLATE_TOKENS_MAX * (1 + raw.count(b'"role"') + raw.count(b'"type"'))
+    return _messages_max(bytes(asked.messages)) + around
+
+
+def _messages_max(raw: bytes) -> int:
+    wrong = BadRequest("messages must be a list with at least one message", param="messages")
+    try:
+        messages = _decode_messages(raw or b"null")
+    except msgspec.ValidationError as error:
+        place = str(error).partition("$[")[2].partition("]")[0]
+        if not place.isdigit():
+            raise wrong from None
+        raise _no_role(int(place)) from None
+    if not messages:
+        raise wrong
     if len(messages) > MESSAGES_MAX:
         raise BadRequest(f"more than {MESSAGES_MAX} messages", param="messages")
     for number, message in enumerate(messages):
-        if not isinstance(message, dict) or message.get("role") not in _ROLES:
-            raise BadRequest(f"messages[{number}] needs a role: {', '.join(_ROLES)}", param=f"messages[{number}].role")
-        if not isinstance(message.get("content"), str | list | None):
+        if not isinstance(message.role, str) or message.role not in _ROLES:
+            raise _no_role(number)
+        if bytes(message.content)[:1] not in (b'"', b"[", b"n", b""):
             raise BadRequest(f"messages[{number}].content must be text or parts", param=f"messages[{number}].content")
-    # A token of byte-level BPE is at least one byte, and JSON is never shorter than the text in it.
-    tools = len(_encode(asked["tools"])) if asked.get("tools") else 0
-    return len(_encode(messages)) + tools + TEMPLATE_TOKENS_MAX * len(messages)
+    return len(raw) + TEMPLATE_TOKENS_MAX * len(messages)
 
 
-def _text_input(asked: Mapping[str, Any]) -> int:
-    prompt = asked.get("prompt")
+def _no_role(number: int) -> BadRequest:
+    return BadRequest(f"messages[{number}] needs a role: {_ROLES_TEXT}", param=f"messages[{number}].role")
+
+
+def _prompt_max(raw: msgspec.Raw, name: str) -> int:
+    """Text, a list of texts, a list of tokens, or a list of such lists."""
+    prompt = msgspec.json.decode(raw) if raw else None
     if isinstance(prompt, str) and prompt:
-        return len(prompt.encode()) + TEMPLATE_TOKENS_MAX
-    if isinstance(prompt, list) and {type(part) for part in prompt} in ({str}, {int}):
-        return len(_encode(prompt)) + TEMPLATE_TOKENS_MAX * len(prompt)
-    raise BadRequest("prompt must be text, a list of texts or a list of tokens, and not empty", param="prompt")
+        return len(bytes(raw)) + TEMPLATE_TOKENS_MAX
+    if isinstance(prompt, list):
+        kinds = {type(part) for part in prompt}
+        if kinds == {list}:
+            kinds = {type(token) for part in prompt for token in part}
+            kinds = kinds if kinds == {int} else set()
+        if kinds in ({str}, {int}):
+            return len(bytes(raw)) + TEMPLATE_TOKENS_MAX * len(prompt)
+    raise BadRequest(
+        f"{name} must be text, a list of texts or a list of tokens, and not empty",
+        param=name,
+    )
 
 
-def _needs(asked: Mapping[str, Any]) -> frozenset[str]:
-    needs = set()
-    if asked.get("tools"):
-        needs.add("tools")
-    response_format = asked.get("response_format")
-    if isinstance(response_format, dict) and response_format.get("type") in ("json_schema", "json_object"):
-        needs.add("json_schema")
-    if asked.get("logprobs"):
-        needs.add("logprobs")
-    messages = asked.get("messages")
-    for message in messages if isinstance(messages, list) else ():
-        parts = message.get("content") if isinstance(message, dict) else None
-        if isinstance(parts, list) and any(isinstance(p, dict) and p.get("type") == "image_url" for p in parts):
-            needs.add("images")
-    return frozenset(needs)
+def _prompts(raw: msgspec.Raw) -> int:
+    """How many prompts: each of them gets answers of its own. A list of tokens is one."""
+    prompt = msgspec.json.decode(raw) if bytes(raw)[:1] == b"[" else None
+    return len(prompt) if prompt and not isinstance(prompt[0], int) else 1
 
 
-def receipt_object(settled: Settlement) -> dict[str, Any]:
-    """The ``tokenworks`` object beside the usage: what the client may know the moment the answer ends."""
-    charged = settled.nano - settled.loss_nano
-    made: dict[str, Any] = {
-        "receipt": settled.receipt,
-        "stu": stu_text(settled.ustu - settled.loss_ustu),
-        "ustu": settled.ustu - settled.loss_ustu,
-        "price": money_text(charged, settled.currency),
-        "price_nano": charged,
-    }
-    if settled.estimate is not None:
-        made["energy_mj"] = settled.estimate.energy_mj + settled.estimate.overhead_mj
-        if settled.estimate.carbon_ug is not None:
-            made["carbon_ug"] = settled.estimate.carbon_ug
-        made["energy_status"] = "provisional"
-        made["energy_provenance"] = "modelled"
-    return made
-
-
-def with_receipt(body: bytes, settled: Settlement) -> bytes:
-    """A JSON object as the engine wrote it, with the ``tokenworks`` member added at its end and nothing re-encoded."""
-    end = body.rstrip()
-    if not end.endswith(b"}"):
-        return body
-    members = end[:-1].rstrip()
-    comma = b"" if members.endswith(b"{") else b","
-    return members + comma + b'"tokenworks":' + _encode(receipt_object(settled)) + b"}"
-
-
-def event(data: bytes) -> bytes:
-    """One server-sent event."""
-    return b"data: " + data + b"\n\n"
-
-
-def error_event(error: TokenworksError) -> bytes:
-    """An error in the middle of a stream, as the official SDKs understand it."""
-    return event(_encode(error_body(error)))
-
-
-def usage_event(raw: bytes, settled: Settlement) -> bytes:
-    """The engine's usage event with the ``tokenworks`` object in it."""
-    _, _, data = raw.strip().partition(b"data:")
-    return event(with_receipt(data.strip(), settled))
+def _needs(endpoint: Endpoint, asked: _Asked) -> frozenset[str]:
+    needs = _NEEDS.get(endpoint, _NOTHING)
+    if asked.tools is not _ABSENT and not _empty(asked.tools):
+        needs |= {"tools"}
+    shaped = asked.response_format if endpoint != "responses" else asked.text
+    if shaped is not _ABSENT and (b'"json_schema"' in bytes(shaped) or b'"json_object"' in bytes(shaped)):
+        needs |= {"json_schema"}
+    if asked.logprobs is not _ABSENT and not _empty(asked.logprobs):
+        needs |= {"logprobs"}
+    said = bytes(asked.input if endpoint == "responses" else asked.messages)
+    if b'"image_url"' in said or b'"input_image"' in said or (endpoint == "messages" and b'"image"' in said):
+        needs |= {"images"}
+    return needs

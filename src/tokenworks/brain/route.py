@@ -6,13 +6,15 @@ is not known (no carbon price, no cost of the device) is left out, and its absen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from tokenworks.core.errors import BadRequest, EngineDown, UnknownModel, nearest
 from tokenworks.core.units import MJ_PER_KWH, NS_PER_S
 from tokenworks.core.words import Candidate, Decision, Request, Word
 
 ALTERNATIVES_MAX = 3
+LACKS = "lacks a capability"
 PREFILL_TPS_ASSUMED = 100.0
 DECODE_TPS_ASSUMED = 20.0
 """Before a replica has served anything: slow enough that a replica with a record is preferred."""
@@ -23,26 +25,43 @@ BYTES_PER_TOKEN = 4
 MICROGRAMS_PER_KG = 1_000_000_000
 
 
+class Load(Protocol):
+    """What moves from request to request at one replica; the engine floor keeps it."""
+
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def full(self) -> bool: ...
+    @property
+    def running(self) -> int: ...
+    @property
+    def wait_ns(self) -> int: ...  # until it can begin: one that sleeps has to wake first
+    @property
+    def prefill_tps(self) -> float | None: ...
+    @property
+    def decode_tps(self) -> float | None: ...
+
+
 class Offer(Word, frozen=True):
-    """One replica as the router sees it now."""
+    """One replica as the router sees it: what stands in the grid file and the contracts, and its load now."""
 
     replica: str
     site: str
     model: str
-    ready: bool
-    full: bool
-    running: int
+    load: Load
     slots: int
     context_tokens: int
     capabilities: frozenset[str]
     latency_ns: int
-    prefill_tps: float | None
-    decode_tps: float | None
     busy_mw: int | None
     """Power above idle while the replica works, with the facility's overhead."""
     price_nano_per_kwh: int | None
     carbon_ug_per_kwh: int | None
     device_nano_per_hour: int | None
+
+
+Offers = Mapping[str, Sequence[Offer]]
+"""All offers by model."""
 
 
 class Scales(Word, frozen=True):
@@ -52,34 +71,35 @@ class Scales(Word, frozen=True):
     carbon_nano_per_kg: int | None = None
 
 
-def eligible(request: Request, offers: Sequence[Offer]) -> tuple[list[Offer], dict[str, str]]:
+def eligible(request: Request, offers: Offers) -> tuple[list[Offer], dict[str, str]]:
     """Who may serve the request, and why the others may not.
 
     Raises UnknownModel naming the nearest model, BadRequest when the model cannot do what is asked, EngineDown when it
     could but no replica of it can serve now.
     """
-    of_model = [offer for offer in offers if offer.model == request.model]
+    of_model = offers.get(request.model)
     if not of_model:
-        served = sorted({offer.model for offer in offers})
-        near = nearest(request.model, served)
-        hint = f"did you mean {near!r}?" if near else f"served here: {', '.join(served) or 'nothing'}"
+        near = nearest(request.model, sorted(offers))
+        hint = f"did you mean {near!r}?" if near else f"served here: {', '.join(sorted(offers)) or 'nothing'}"
         raise UnknownModel(f"no model {request.model!r} is served here", hint=hint, param="model")
-    able = [offer for offer in of_model if request.needs <= offer.capabilities]
-    if not able:
-        lacking = sorted(request.needs - of_model[0].capabilities)
-        raise BadRequest(f"model {request.model!r} cannot do: {', '.join(lacking)}", param="model")
-    refused = {offer.replica: "lacks a capability" for offer in of_model if offer not in able}
     options: list[Offer] = []
-    for offer in able:
-        if not offer.ready:
+    refused: dict[str, str] = {}
+    for offer in of_model:
+        if not request.needs <= offer.capabilities:
+            refused[offer.replica] = LACKS
+        elif not offer.load.ready:
             refused[offer.replica] = "not ready"
-        elif offer.full:
+        elif offer.load.full:
             refused[offer.replica] = "queue full"
         else:
             options.append(offer)
     if not options:
+        if all(why == LACKS for why in refused.values()):
+            lacking = sorted(request.needs - of_model[0].capabilities)
+            raise BadRequest(f"model {request.model!r} cannot do: {', '.join(lacking)}", param="model")
+        why = sorted({why for why in refused.values() if why != LACKS})
         raise EngineDown(
-            f"no replica of {request.model!r} can serve now ({', '.join(sorted(set(refused.values())))})",
+            f"no replica of {request.model!r} can serve now ({', '.join(why)})",
             hint="try again in a moment; tokenworks status shows the replicas",
         )
     return options, refused
@@ -87,15 +107,12 @@ def eligible(request: Request, offers: Sequence[Offer]) -> tuple[list[Offer], di
 
 def price(request: Request, offer: Offer, scales: Scales) -> Candidate:
     """All terms of one option, in nano-currency. Expected work over measured speed gives the time on the slice."""
-    input_tokens = request.input_max / BYTES_PER_TOKEN
+    load = offer.load
     output_tokens = OUTPUT_TOKENS_EXPECTED
     if request.output_max is not None:
         output_tokens = min(output_tokens, request.output_max)
-    busy_s = input_tokens / (offer.prefill_tps or PREFILL_TPS_ASSUMED) + output_tokens / (
-        offer.decode_tps or DECODE_TPS_ASSUMED
-    )
-    waiting = max(0, offer.running + 1 - offer.slots)
-    queue_s = waiting * busy_s / max(1, offer.slots)
+    prefill_s = request.input_max / BYTES_PER_TOKEN / (load.prefill_tps or PREFILL_TPS_ASSUMED)
+    busy_s = prefill_s + output_tokens / (load.decode_tps or DECODE_TPS_ASSUMED)
     terms: dict[str, int] = {}
     if offer.busy_mw is not None:
         energy_mj = offer.busy_mw * busy_s
@@ -107,16 +124,20 @@ def price(request: Request, offer: Offer, scales: Scales) -> Candidate:
     if offer.device_nano_per_hour is not None:
         terms["device"] = round(offer.device_nano_per_hour * busy_s / 3600)
     if scales.delay_nano_per_s is not None:
-        delay_s = queue_s + busy_s + offer.latency_ns / NS_PER_S
-        terms["delay"] = round(scales.delay_nano_per_s * delay_s)
+        waiting = max(0, load.running + 1 - offer.slots)
+        queue_s = waiting * busy_s / max(1, offer.slots)
+        wait_s = (offer.latency_ns + load.wait_ns) / NS_PER_S
+        terms["delay"] = round(scales.delay_nano_per_s * (queue_s + busy_s + wait_s))
     return Candidate(
         replica=offer.replica, site=offer.site, model=offer.model, terms_nano=terms, total_nano=sum(terms.values())
     )
 
 
 def choose(request: Request, options: Sequence[Offer], refused: dict[str, str], scales: Scales) -> Decision:
-    """The cheapest option and the next best. Equal prices: fewer running per slot, then the name."""
-    load = {offer.replica: offer.running / max(1, offer.slots) for offer in options}
+    """The cheapest option and the next best. Equal prices: sooner ready, fewer running per slot, then the name."""
+    if len(options) == 1:
+        return Decision(chosen=price(request, options[0], scales), refused=refused)
+    load = {offer.replica: (offer.load.wait_ns, offer.load.running / max(1, offer.slots)) for offer in options}
     candidates = sorted(
         (price(request, offer, scales) for offer in options), key=lambda c: (c.total_nano, load[c.replica], c.replica)
     )

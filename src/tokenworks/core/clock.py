@@ -23,11 +23,12 @@ class Clock(Protocol):
 class WallClock:
     """The live clock: monotonic time anchored once to UTC, so stepping the system clock is harmless."""
 
-    def __init__(self) -> None:
-        self._anchor_ns = time.time_ns() - time.monotonic_ns()
+    def __init__(self, anchor_ns: int | None = None) -> None:
+        self.anchor_ns = time.time_ns() - time.monotonic_ns() if anchor_ns is None else anchor_ns
+        """UTC less monotonic time. Processes of one machine that share it tell the same time."""
 
     def now_ns(self) -> int:
-        return self._anchor_ns + time.monotonic_ns()
+        return self.anchor_ns + time.monotonic_ns()
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -67,6 +67,18 @@ class BodyTooLarge(BadRequest):
     status, code = 413, "request_too_large"
 
 
+class TimedOut(BadRequest):
+    """The request did not arrive in time."""
+
+    status, code = 408, "request_timeout"
+
+
+class AnotherRequest(BadRequest):
+    """This Idempotency-Key belongs to a request with another body."""
+
+    status, code = 422, "idempotency_key_reused"
+
+
 class UnknownKey(TokenworksError):
     """The key is unknown or revoked."""
 

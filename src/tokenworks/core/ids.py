@@ -8,6 +8,8 @@ import secrets
 from collections.abc import Callable
 
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS = [first + second for first in _CROCKFORD for second in _CROCKFORD]
+_DRAW_BYTES = 2_560
 Entropy = Callable[[int], bytes]
 """Returns that many random bytes."""
 random_bytes: Entropy = secrets.token_bytes
@@ -18,9 +20,38 @@ def _base32(value: int, length: int) -> str:
     return "".join(_CROCKFORD[value >> shift & 31] for shift in range(5 * (length - 1), -1, -5))
 
 
+class Ids:
+    """Ids one after another: ``prefix_`` and 26 characters, 48 bits of milliseconds, then 80 random bits (ULID).
+
+    Randomness is drawn for many ids at once, because asking the kernel costs more than all the rest.
+    """
+
+    __slots__ = ("_at", "_drawn", "_entropy", "_ms", "_time")
+
+    def __init__(self, entropy: Entropy = secrets.token_bytes) -> None:
+        self._entropy = entropy
+        self._drawn, self._at = b"", 0
+        self._ms, self._time = -1, ""
+
+    def make(self, prefix: str, now_ns: int) -> str:
+        """The next id."""
+        if (ms := now_ns // 1_000_000) != self._ms:
+            self._ms, self._time = ms, _base32(ms, 10)
+        at = self._at
+        if at >= len(self._drawn):
+            self._drawn, at = self._entropy(_DRAW_BYTES), 0
+        self._at = at + 10
+        a, b = divmod(int.from_bytes(self._drawn[at : at + 10]), 1 << 40)
+        pairs = _PAIRS
+        return (
+            f"{prefix}_{self._time}{pairs[a >> 30]}{pairs[a >> 20 & 1023]}{pairs[a >> 10 & 1023]}{pairs[a & 1023]}"
+            f"{pairs[b >> 30]}{pairs[b >> 20 & 1023]}{pairs[b >> 10 & 1023]}{pairs[b & 1023]}"
+        )
+
+
 def new_id(prefix: str, now_ns: int, entropy: Entropy = secrets.token_bytes) -> str:
-    """``prefix_`` and 26 characters: 48 bits of milliseconds, then 80 random bits (the ULID layout)."""
-    return f"{prefix}_{_base32(now_ns // 1_000_000 << 80 | int.from_bytes(entropy(10)), 26)}"
+    """One id, as ``Ids`` makes them."""
+    return Ids(lambda _: entropy(10)).make(prefix, now_ns)
 
 
 def new_key(entropy: Entropy = secrets.token_bytes) -> tuple[str, str, bytes]:

@@ -11,6 +11,7 @@ _mj       energy                 1 millijoule
 _ug       carbon                 1 microgram of CO2 equivalent
 _ns       time                   1 nanosecond, UTC since 1970 for instants
 _mw       power                  1 milliwatt
+_ul       water                  1 microlitre
 ========  =====================  ==========
 """
 

@@ -43,7 +43,7 @@ class Sourced(Word, frozen=True):
 BUCKETS = ("input", "cached_input", "cache_write", "output", "reasoning", "image", "audio", "video")
 
 
-class Usage(Word, frozen=True):
+class Usage(Word, frozen=True, gc=False):
     """Native tokens in disjoint buckets: they add up, nothing is in two of them.
 
     ``certainty``: ``exact`` when the engine reported it, ``counted`` when we counted chunks because no report came,
@@ -65,9 +65,18 @@ class Usage(Word, frozen=True):
         counts = msgspec.structs.astuple(self)  # the buckets are its first fields, in this order
         return tuple([(bucket, count) for bucket, count in zip(BUCKETS, counts, strict=False) if count])
 
+    def by_place(self) -> list[tuple[int, int]]:
+        """(place in ``BUCKETS``, count) of those that are not empty; cheap for text."""
+        found = [(0, self.input), (3, self.output)]
+        if self.cached_input or self.cache_write or self.reasoning or self.image or self.audio or self.video:
+            counts = msgspec.structs.astuple(self)
+            found = [(at, counts[at]) for at in range(len(BUCKETS)) if counts[at]]
+        return found
+
     def total(self) -> int:
         """All native tokens."""
-        return sum(count for _, count in self.counts())
+        seen = self.input + self.cached_input + self.cache_write
+        return seen + self.output + self.reasoning + self.image + self.audio + self.video
 
 
 class Amount(Word, frozen=True):
@@ -77,12 +86,16 @@ class Amount(Word, frozen=True):
     nano: int
 
 
+Endpoint = Literal["chat", "text", "embeddings", "messages", "responses"]
+"""What kind of answer is asked for: chat and text completions, embeddings, Anthropic's Messages, OpenAI's responses."""
+
+
 class Request(Word, frozen=True, kw_only=True):
     """What floor 7 asks the floors below to do; ``body`` is what the engine will read, already checked."""
 
     id: str
     """The receipt's id: one request, one receipt."""
-    endpoint: Literal["chat", "text"]
+    endpoint: Endpoint
     model: str
     body: bytes
     stream: bool
@@ -95,12 +108,17 @@ class Request(Word, frozen=True, kw_only=True):
     choices: int
     clamped: bool = False
     """``output_max`` is not what the client asked for but what its budget affords."""
+    model_asked: str = ""
+    """What the client named, when the account's overage rule has another model serve it."""
+    lane: Literal["", "slow"] = ""
+    """Slow: it waited, by the account's overage rule, for a slot that nobody wanted."""
     needs: frozenset[str]
-    """Capabilities that the model must have: "tools", "json_schema", "logprobs", "images"."""
+    """Capabilities that the model must have: "tools", "json_schema", "logprobs", "images", and the endpoints
+    "embeddings", "messages" and "responses"."""
     arrived_ns: int
 
 
-class Candidate(Word, frozen=True):
+class Candidate(Word, frozen=True, array_like=True, gc=False):
     """One replica as the router saw it, with every term of its price in nano-currency."""
 
     replica: str
@@ -110,7 +128,7 @@ class Candidate(Word, frozen=True):
     total_nano: int
 
 
-class Decision(Word, frozen=True):
+class Decision(Word, frozen=True, array_like=True, gc=False):
     """Who serves a request, and why."""
 
     chosen: Candidate
@@ -121,7 +139,25 @@ class Decision(Word, frozen=True):
     decide_ns: int = 0
 
 
-class Work(Word, frozen=True):
+class Demand(Word, frozen=True):
+    """What one replica asks of devices. Floor 3 places it and never learns which model it is."""
+
+    name: str
+    memory_mb: int
+    """Of each device, in millions of bytes."""
+    count: int = 1
+    """Devices, all alike; more than one (tensor parallel) takes whole cards."""
+    share_permille: int = 1_000
+    """Of the compute of the device; 1,000 is a whole card."""
+    gflops: int = 0
+    """Dense BF16 speed that its share must have at least."""
+    near: Literal["any", "node", "link"] = "any"
+    """How close its devices must be: anywhere, in one machine, on one fast interconnect."""
+    backends: frozenset[str] = frozenset()
+    """Software stacks that it can run on ("cuda", "rocm", "cann"); empty: any."""
+
+
+class Work(Word, frozen=True, array_like=True, gc=False):
     """What one request did to one slice; the sink of floor 2 splits the meter by these."""
 
     receipt: str
@@ -136,9 +172,11 @@ class Work(Word, frozen=True):
     """The last token was made, or the abort confirmed."""
     input_tokens: int
     output_tokens: int
+    cached_tokens: int = 0
+    """Of the input: those whose prefill a cache spared."""
 
 
-class Delivery(Word, frozen=True):
+class Delivery(Word, frozen=True, array_like=True, gc=False):
     """How the answer ended, seen from floor 7 and floor 4."""
 
     ending: Literal["complete", "client_gone", "engine_failed", "refused", "budget_spent"]
@@ -152,7 +190,23 @@ class Delivery(Word, frozen=True):
     timing: Provenance = Provenance.MEASURED
 
 
-class EnergyLine(Word, frozen=True):
+class Limit(Word, frozen=True):
+    """A bound on a site's power in [start, end), milliwatts at its meter: floor 1 states it, the brain answers."""
+
+    site: str
+    event: str
+    """The grid event that it comes from."""
+    start_ns: int
+    end_ns: int
+    max_mw: int | None = None
+    """None: no upper bound."""
+    min_mw: int = 0
+    """More than 0: the grid asks for load."""
+    firm: bool = True
+    """It must be kept whatever the cost; otherwise it is worth what the event pays."""
+
+
+class EnergyLine(Word, frozen=True, array_like=True, gc=False):
     """One request's part of one interval on its site."""
 
     receipt: str
@@ -167,6 +221,12 @@ class EnergyLine(Word, frozen=True):
     device_nano: int | None
     ended: bool
     """The request ended in this interval: its energy record is final."""
+    market_ug: int | None = None
+    """Of energy and overhead together, by contract and hour (market-based). None: not counted."""
+    water_ul: int | None = None
+    """Microlitres that the site's cooling evaporated and drained for this."""
+    embodied_ug: int | None = None
+    """Of making the hardware: its part of the slice's time."""
 
 
 class ServiceLine(Word, frozen=True):
@@ -185,6 +245,9 @@ class Interval(Word, frozen=True):
     ``sum(requests.energy_mj) + idle_mj + sum(services.energy_mj) + overhead_mj + residual_mj == meter_mj``.
     ``overhead_mj`` is the whole facility overhead; the shares on the request lines are parts of it. The same holds for
     money: request energy, idle, services and overhead sum to ``bill_nano``.
+
+    Nothing is rewritten: what was learnt later is another Interval of the same time, with ``corrects`` counting up from
+    1, whose figures are differences; all of them together are what is known.
     """
 
     site: str
@@ -208,3 +271,18 @@ class Interval(Word, frozen=True):
     """Depreciation of slice time that nobody used."""
     mix_permille: dict[str, int] = {}
     """Sources of the energy, as far as known."""
+    corrects: int = 0
+    """0: the first entry of its time; more: a correction of it."""
+    market_ug: int | None = None
+    water_ul: int | None = None
+    idle_embodied_ug: int | None = None
+    """Of making the hardware, for the slice time that nobody used."""
+    reserved_mj: dict[str, int] = {}
+    """Of ``idle_mj``: that of slices that somebody reserved, by name."""
+    scales_ppm: dict[str, int] = {}
+    """By metered server: what its meter says over what its boards and the model said."""
+    quality_permille: int = 0
+    """Of the meter's energy, the part that readings placed: without the residual, without what a model stands in for,
+    and only as far as the sensors saw the time."""
+    notes: tuple[str, ...] = ()
+    """What was wrong with meters or model, a sentence each."""

@@ -7,63 +7,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tokenworks.agents.shape import (
-    CHOICES_MAX,
-    MESSAGES_MAX,
-    Endpoint,
-    error_body,
-    error_event,
-    event,
-    parse_request,
-    receipt_object,
-    usage_event,
-    with_receipt,
-)
-from tokenworks.core.errors import BadRequest, BudgetSpent, EngineDown, TokenworksError
-from tokenworks.core.words import Delivery, EnergyLine, Request, Usage
-from tokenworks.exchange.words import Settlement
+from tokenworks.agents.answers import error_body
+from tokenworks.agents.shape import CHOICES_MAX, MESSAGES_MAX, parse_request, with_model, with_output
+from tokenworks.core.errors import BadRequest
+from tokenworks.core.words import Endpoint, Request
 
 HELLO = [{"role": "user", "content": "hello"}]
-ESTIMATE = EnergyLine(
-    receipt="rcpt_1",
-    energy_mj=900,
-    energy_nano=1,
-    overhead_mj=100,
-    overhead_nano=1,
-    carbon_ug=12,
-    slice_ns=1,
-    device_nano=None,
-    ended=True,
-)
-
-
-def settlement(estimate: EnergyLine | None = ESTIMATE, loss_ustu: int = 0, loss_nano: int = 0) -> Settlement:
-    return Settlement(
-        receipt="rcpt_1",
-        account="acme",
-        budget="team",
-        key="k",
-        endpoint="chat",
-        model_asked="m",
-        model_served="m",
-        usage=Usage(input=1),
-        ustu=2_500_000,
-        nano=1_234,
-        loss_ustu=loss_ustu,
-        loss_nano=loss_nano,
-        rate_card="1",
-        price_book="1",
-        currency="USD",
-        decision=None,
-        delivery=Delivery(ending="complete", chunks=1),
-        work=None,
-        estimate=estimate,
-        held_ustu=0,
-        held_nano=0,
-        hold_ns=0,
-        arrived_ns=0,
-        at_ns=0,
-    )
 
 
 def parse(asked: object, endpoint: Endpoint = "chat") -> Request:
@@ -91,7 +40,79 @@ def test_a_chat_request_is_read_and_passed_on() -> None:
     assert (request.output_max, request.choices, request.stream, request.show_usage) == (9, 2, False, False)
     assert request.needs == frozenset()
     body = {"model": "m", "messages": HELLO, "temperature": 0.5, "max_tokens": 9, "n": 2, "seed": 4}
-    assert sent(request) == body | {"unheard_of": {"a": [1]}, "stream": False}
+    body["unheard_of"] = {"a": [1]}
+    assert sent(request) == body
+    raw = b' {"seed" : 1.0, "model":"m","messages":[{"role":"user","content":"\\u00e9"}]}\n'
+    assert parse_request("chat", raw, "rcpt_1", 7).body is raw, "not even written anew"
+
+
+RESPONSE = {"model": "m", "input": "hello"}
+
+
+def messages_request(**fields: Any) -> Request:
+    return parse({"model": "m", "messages": HELLO, "max_tokens": 9} | fields, "messages")
+
+
+def test_every_endpoint_needs_a_model_that_speaks_it() -> None:
+    """What OpenAI's older engines cannot do is asked as a capability; embeddings make no tokens."""
+    embeddings = parse({"model": "m", "input": ["a", "b"]}, "embeddings")
+    assert embeddings.needs == {"embeddings"}
+    assert embeddings.output_max == 0
+    assert messages_request().needs == {"messages"}
+    assert messages_request().output_max == 9
+    responses = parse(RESPONSE | {"max_output_tokens": 4}, "responses")
+    assert responses.needs == {"responses"}
+    assert responses.output_max == 4
+    image = [{"type": "image", "source": {}}]
+    asked = messages_request(messages=[{"role": "user", "content": image}], tools=[{"name": "x"}])
+    assert asked.needs == {"messages", "images", "tools"}
+    shaped = parse(RESPONSE | {"text": {"format": {"type": "json_schema"}}}, "responses")
+    assert shaped.needs == {"responses", "json_schema"}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "fields", "param"),
+    [
+        ("embeddings", {"model": "m"}, "input"),
+        ("embeddings", {"model": "m", "input": []}, "input"),
+        ("messages", {"model": "m", "messages": HELLO}, "max_tokens"),
+        ("messages", {"model": "m", "messages": HELLO, "max_tokens": 0}, "max_tokens"),
+        ("messages", {"model": "m", "max_tokens": 5}, "messages"),
+        ("responses", {"model": "m"}, "input"),
+        ("responses", {"model": "m", "input": ""}, "input"),
+        ("responses", {"model": "m", "input": {}}, "input"),
+        ("responses", RESPONSE | {"max_output_tokens": 0}, "max_output_tokens"),
+        ("responses", RESPONSE | {"previous_response_id": "r"}, "previous_response_id"),
+        ("responses", RESPONSE | {"background": True}, "background"),
+    ],
+)
+def test_a_wrong_request_of_any_endpoint_names_its_parameter(
+    endpoint: Endpoint, fields: dict[str, Any], param: str
+) -> None:
+    """What is stored nowhere cannot be continued; the rest is as with a chat."""
+    with pytest.raises(BadRequest) as caught:
+        parse(fields, endpoint)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "fields", "name"),
+    [
+        ("chat", {"messages": HELLO}, "max_tokens"),
+        ("chat", {"messages": HELLO, "max_completion_tokens": 50}, "max_completion_tokens"),
+        ("text", {"prompt": "a", "max_tokens": 50}, "max_tokens"),
+        ("messages", {"messages": HELLO, "max_tokens": 50}, "max_tokens"),
+        ("responses", {"input": "a"}, "max_output_tokens"),
+    ],
+)
+def test_a_limit_is_put_where_its_endpoint_reads_it(endpoint: Endpoint, fields: dict[str, Any], name: str) -> None:
+    """Cut by the budget or sent to another model: only that member of the body changes."""
+    asked = parse({"model": "m", "seed": 3} | fields, endpoint)
+    cut = with_output(asked, 7)
+    assert (cut.output_max, cut.clamped) == (7, True)
+    assert sent(cut) == sent(asked) | {name: 7}
+    other = with_model(asked, "n")
+    assert (other.model, sent(other)) == ("n", sent(asked) | {"model": "n"})
 
 
 def test_how_much_may_be_made() -> None:
@@ -102,12 +123,15 @@ def test_how_much_may_be_made() -> None:
     assert chat(max_completion_tokens=None, max_tokens=5).output_max == 5
     assert text(max_tokens=0).output_max == 0
     assert text(n=2, best_of=5).choices == 5
+    assert text(n=2, prompt=["a", "b", "c"]).choices == 6, "each prompt has answers of its own"
+    assert text(n=2, prompt=[1, 2, 3]).choices == 2
+    assert text(prompt=[[1, 2], [3]]).choices == 2
     assert chat(n=None).choices == 1
 
 
-@pytest.mark.parametrize("prompt", ["hello", ["hello", "world"], [1, 2, 3]])
-def test_a_text_prompt_has_three_forms(prompt: object) -> None:
-    """Text, texts and tokens reach the engine as they are."""
+@pytest.mark.parametrize("prompt", ["hello", ["hello", "world"], [1, 2, 3], [[1, 2], [3]]])
+def test_a_text_prompt_has_four_forms(prompt: object) -> None:
+    """Text, texts, tokens and lists of tokens reach the engine as they are."""
     request = text(prompt=prompt)
     assert sent(request)["prompt"] == prompt
     assert request.input_max >= 3
@@ -155,7 +179,8 @@ def test_a_wrong_chat_request_names_its_parameter(fields: dict[str, Any], param:
 
 
 @pytest.mark.parametrize(
-    "prompt", [None, "", [], 5, {"a": 1}, [1, "a"], ["a", None], [1, 1.5], ["a", {"b": 1}], [True, False], [[1], [2]]]
+    "prompt",
+    [None, "", [], 5, {"a": 1}, [1, "a"], ["a", None], [1, 1.5], ["a", {"b": 1}], [True, False], [[1], ["a"]], [[]]],
 )
 def test_a_wrong_prompt_is_refused(prompt: object) -> None:
     """Nothing, an empty list and mixed kinds are no prompt; an engine would fail on them after a hold was placed."""
@@ -191,8 +216,8 @@ def test_without_a_stream_nothing_is_forced() -> None:
     """A whole answer carries its usage anyway."""
     for stream in (None, False):
         request = chat(stream=stream)
-        assert (request.stream, sent(request)["stream"]) == (False, False)
-        assert "stream_options" not in sent(request)
+        assert request.stream is False
+        assert sent(request) == {"model": "m", "messages": HELLO, "stream": stream}
 
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
@@ -254,103 +279,3 @@ def test_no_tokenizer_makes_more_tokens_of_a_prompt(prompt: Any) -> None:
     else:
         least = sum(len(part.encode()) if isinstance(part, str) else 1 for part in prompt)
     assert text(prompt=prompt).input_max > least
-
-
-values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=10),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
-
-
-@given(
-    st.dictionaries(st.text(max_size=8).filter(lambda name: name != "tokenworks"), values, max_size=4),
-    st.sampled_from([None, 2]),
-    st.sampled_from(["", "\n", "  \r\n"]),
-)
-@example({}, None, "")
-@example({}, 2, "\n")
-def test_the_receipt_is_added_to_any_answer(answer: dict[str, Any], indent: int | None, tail: str) -> None:
-    """However the engine formatted its object, the result is the same object with one member more."""
-    body = (json.dumps(answer, indent=indent) + tail).encode()
-    settled = settlement()
-    assert json.loads(with_receipt(body, settled)) == answer | {"tokenworks": receipt_object(settled)}
-
-
-def test_nothing_is_re_encoded() -> None:
-    """The engine's own bytes stay: its number formats and its order are none of our business."""
-    made = with_receipt(b'{"b": 1.10, "a":"\\u00e9"}', settlement())
-    assert made.startswith(b'{"b": 1.10, "a":"\\u00e9","tokenworks":{')
-    assert with_receipt(b"[1]", settlement()) == b"[1]"
-
-
-def test_the_receipt_object_says_what_was_charged() -> None:
-    """The price is exact text and an integer, without the operator's loss; the energy says that it is an estimate."""
-    made = receipt_object(settlement(loss_ustu=500_000, loss_nano=234))
-    assert made == {
-        "receipt": "rcpt_1",
-        "stu": "2 STU",
-        "ustu": 2_000_000,
-        "price": "0.000001 USD",
-        "price_nano": 1_000,
-        "energy_mj": 1_000,
-        "carbon_ug": 12,
-        "energy_status": "provisional",
-        "energy_provenance": "modelled",
-    }
-
-
-def test_what_is_unknown_is_not_in_the_receipt_object() -> None:
-    """Without an estimate there is no energy, and no word about its status."""
-    assert {*receipt_object(settlement(None))} == {"receipt", "stu", "ustu", "price", "price_nano"}
-
-
-def test_the_usage_event_carries_the_receipt() -> None:
-    """One event in, one event out, with the engine's usage and our object in one JSON object."""
-    raw = b'data: {"choices": [], "usage": {"prompt_tokens": 3}}\n\n'
-    made = usage_event(raw, settlement())
-    assert made.startswith(b"data: {")
-    assert made.endswith(b"}\n\n")
-    assert made.count(b"\n") == 2
-    assert json.loads(made[len(b"data: ") :]) == {
-        "choices": [],
-        "usage": {"prompt_tokens": 3},
-        "tokenworks": receipt_object(settlement()),
-    }
-    assert usage_event(raw.replace(b"data: ", b"data:").strip(), settlement()) == made
-
-
-@pytest.mark.parametrize(
-    ("error", "shape"),
-    [
-        (
-            BudgetSpent("no more", hint="ask for less"),
-            {
-                "message": "no more",
-                "type": "insufficient_quota",
-                "param": None,
-                "code": "budget_exceeded",
-                "hint": "ask for less",
-            },
-        ),
-        (
-            EngineDown(),
-            {
-                "message": "No replica can serve this model now.",
-                "type": "server_error",
-                "param": None,
-                "code": "engine_unavailable",
-            },
-        ),
-        (
-            BadRequest("n is wrong", param="n"),
-            {"message": "n is wrong", "type": "invalid_request_error", "param": "n", "code": "bad_request"},
-        ),
-    ],
-)
-def test_an_error_has_the_shape_that_clients_know(error: TokenworksError, shape: dict[str, Any]) -> None:
-    """Message, type, param and code are always there; a hint only when there is one; in a stream it is one event."""
-    assert error_body(error) == {"error": shape}
-    made = error_event(error)
-    assert json.loads(made.removeprefix(b"data: ")) == {"error": shape}
-    assert made == event(made.removeprefix(b"data: ").strip())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -27,20 +28,29 @@ def request(model: str = "m", needs: frozenset[str] = frozenset(), **fields: Any
     )
 
 
+@dataclass
+class Load:
+    """What moves from request to request; it takes one second for 100 input tokens and 100 output tokens."""
+
+    ready: bool = True
+    full: bool = False
+    running: int = 0
+    wait_ns: int = 0
+    prefill_tps: float | None = 200.0
+    decode_tps: float | None = 200.0
+
+
 def offer(replica: str, **fields: Any) -> Offer:
-    """A replica that takes one second for 100 input tokens and 100 output tokens."""
+    """A replica; ``fields`` of its load too."""
+    moving = {name: fields.pop(name) for name in Load.__dataclass_fields__ if name in fields}
     asked: dict[str, Any] = {
         "site": "s",
         "model": "m",
-        "ready": True,
-        "full": False,
-        "running": 0,
+        "load": Load(**moving),
         "slots": 2,
         "context_tokens": 4_096,
         "capabilities": frozenset({"tools"}),
         "latency_ns": 0,
-        "prefill_tps": 200.0,
-        "decode_tps": 200.0,
         "busy_mw": 3_600_000,
         "price_nano_per_kwh": 100_000_000,
         "carbon_ug_per_kwh": None,
@@ -49,13 +59,20 @@ def offer(replica: str, **fields: Any) -> Offer:
     return Offer(replica=replica, **(asked | fields))
 
 
+def by_model(*offers: Offer) -> dict[str, list[Offer]]:
+    found: dict[str, list[Offer]] = {}
+    for each in offers:
+        found.setdefault(each.model, []).append(each)
+    return found
+
+
 def chosen(offers: list[Offer], scales: Scales | None = None, asked: Request | None = None) -> str:
     return choose(asked or request(), offers, {}, scales or Scales()).chosen.replica
 
 
 def test_an_unknown_model_is_answered_with_the_nearest() -> None:
     """A misspelling gets its model, nonsense the list, and an empty grid says that it serves nothing."""
-    offers = [offer("a", model="smollm2-135m-instruct"), offer("b", model="qwen3-0.6b")]
+    offers = by_model(offer("a", model="smollm2-135m-instruct"), offer("b", model="qwen3-0.6b"))
     for asked, hint in (
         ("smollm2-135m", "did you mean 'smollm2-135m-instruct'?"),
         ("zzz", "served here: qwen3-0.6b, smollm2-135m-instruct"),
@@ -64,26 +81,26 @@ def test_an_unknown_model_is_answered_with_the_nearest() -> None:
             eligible(request(asked), offers)
         assert (caught.value.hint, caught.value.param, caught.value.status) == (hint, "model", 404)
     with pytest.raises(UnknownModel) as caught:
-        eligible(request("m"), [])
+        eligible(request("m"), {})
     assert caught.value.hint == "served here: nothing"
 
 
 def test_a_capability_that_no_replica_has_is_the_clients_mistake() -> None:
     """All that is lacking is named, and it is a bad request, not a busy grid."""
     with pytest.raises(BadRequest, match="'m' cannot do: images, logprobs") as caught:
-        eligible(request(needs=frozenset({"tools", "logprobs", "images"})), [offer("a", ready=False)])
+        eligible(request(needs=frozenset({"tools", "logprobs", "images"})), by_model(offer("a", ready=False)))
     assert caught.value.param == "model"
 
 
 def test_hard_limits_leave_out_and_say_which() -> None:
     """Only ready replicas with room and with every capability may serve; the others are listed with their reason."""
-    offers = [
+    offers = by_model(
         offer("able", capabilities=frozenset({"tools", "logprobs"})),
         offer("plain"),
         offer("asleep", capabilities=frozenset({"logprobs"}), ready=False, full=True),
         offer("busy", capabilities=frozenset({"logprobs"}), full=True),
         offer("other", model="n"),
-    ]
+    )
     options, refused = eligible(request(needs=frozenset({"logprobs"})), offers)
     assert [option.replica for option in options] == ["able"]
     assert refused == {"plain": "lacks a capability", "asleep": "not ready", "busy": "queue full"}
@@ -94,7 +111,7 @@ def test_hard_limits_leave_out_and_say_which() -> None:
 def test_a_model_that_nobody_can_serve_now_may_be_asked_again(fields: dict[str, bool], why: str) -> None:
     """It is the grid's fault: 503 with a time to wait, and the reason."""
     with pytest.raises(EngineDown, match=why) as caught:
-        eligible(request(), [offer("a", **fields), offer("b", **fields)])
+        eligible(request(), by_model(offer("a", **fields), offer("b", **fields)))
     assert (caught.value.status, caught.value.retry_after_s) == (503, 2)
 
 
@@ -166,15 +183,11 @@ offers = st.lists(
         replica=st.text("abcdef", min_size=1, max_size=4),
         site=st.just("s"),
         model=st.just("m"),
-        ready=st.just(True),
-        full=st.just(False),
-        running=st.integers(0, 100),
+        load=st.builds(Load, running=st.integers(0, 100), prefill_tps=speeds, decode_tps=speeds),
         slots=st.integers(0, 8),
         context_tokens=st.just(4_096),
         capabilities=st.just(frozenset()),
         latency_ns=st.integers(0, 10 * NANO),
-        prefill_tps=speeds,
-        decode_tps=speeds,
         busy_mw=st.none() | st.integers(0, 10**7),
         price_nano_per_kwh=st.none() | st.integers(-(10**9), 10**9),
         carbon_ug_per_kwh=st.none() | st.integers(0, 10**9),

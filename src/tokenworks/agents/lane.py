@@ -1,0 +1,382 @@
+"""The fast lane: uvicorn's own protocol, with the token routes short-cut past ASGI.
+
+A connection serves one request after the other. Requests for tokens become a ``Cycle`` (``cycle.py``); every other
+request goes the way that uvicorn has for it. Pipelining, keep-alive, limits and shutdown are one mechanism for both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from tokenworks.agents.cycle import Cycle, Headers
+from tokenworks.agents.life import House, serve
+from tokenworks.agents.once import Once
+from tokenworks.core.errors import BadRequest, BodyTooLarge, TimedOut, TokenworksError
+from tokenworks.core.words import Endpoint
+
+BODY_BYTES_MAX = 8 << 20
+HEAD_BYTES_MAX = 65_536
+HEADERS_MAX = 128
+RECEIVE_S = 30.0
+"""How long a client may take to send a whole request, from its first byte on."""
+KEEP_S = 75.0
+"""How long an idle connection is kept."""
+PROBE_S = 0.2
+"""Between the two signs of life that are sent to a client that has closed its side while it waits."""
+LINGER_S = 1.0
+"""How long a client may go on sending after its last answer."""
+TOKEN_ROUTES: dict[bytes, Endpoint] = {
+    b"/v1/chat/completions": "chat",
+    b"/v1/completions": "text",
+    b"/v1/embeddings": "embeddings",
+    b"/v1/messages": "messages",
+    b"/v1/responses": "responses",
+}
+DEFERRABLE_HEADER = b"x-tokenworks-deferrable"
+"""``true``: the request can wait while the grid asks for less power."""
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_SIGN = b": still here\n\n"
+"""A comment in a stream of events."""
+
+
+def bearer(headers: Headers) -> str | None:
+    """The presented key: ``Authorization: Bearer``, or ``x-api-key``."""
+    for name, value in headers:
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            return value[7:].decode("latin-1").strip()
+        if name == b"x-api-key":
+            return value.decode("latin-1").strip()
+    return None
+
+
+class Lane(HttpToolsProtocol):
+    """One client connection."""
+
+    cycle: Any
+    """The request that is answered, or was last; None before the first."""
+    pipeline: deque[tuple[Any, Any]]
+    """Those that wait, the newest on the left, each with uvicorn's app."""
+    _date: tuple[object, bytes] = (None, b"")
+
+    def __init__(self, house: House, once: Once, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._house, self._once = house, once
+        self._latest: Any = None
+        """The request that came last, once its head is there."""
+        self._arriving = self._deaf = self._ends = self._hung_up = False
+        self._head_bytes = 0
+        self._unread = -1
+        """Bytes that a slow client had still to take at the last look."""
+        self._deadline = self.loop.time() + RECEIVE_S
+        self._timer: asyncio.TimerHandle | None = self.loop.call_later(RECEIVE_S, self._look)
+
+    def date(self) -> bytes:
+        """The header lines of every answer; uvicorn makes them once a second."""
+        headers = self.server_state.default_headers
+        if Lane._date[0] is not headers:
+            Lane._date = (headers, b"".join([name + b": " + value + b"\r\n" for name, value in headers]))
+        return Lane._date[1]
+
+    # What the loop says.
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        self._head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
+            return
+        except (httptools.HttpParserError, httptools.HttpParserInvalidURLError, ValueError):
+            self._refuse(BadRequest("this is not HTTP, or its head is too large"))
+            return
+        if self._head_bytes > HEAD_BYTES_MAX:
+            self._refuse(BadRequest("the head of the request is too large"))
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """The parser leaves the body to a protocol that we do not speak: let it read the request without the wish."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(BadRequest("this is no proxy"))
+            return
+        lines = [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        version = self.parser.get_http_version().encode()
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"%b %b HTTP/%b\r\n%b\r\n%b" % (method, self.url, version, b"".join(lines), rest))
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # True keeps our side open
+        """The client has closed its side. It may still read; one that is gone tells when something is sent."""
+        if not self._last():
+            return False
+        if isinstance(self.cycle, Cycle):
+            self._probe(self.cycle, 2)
+        return True
+
+    def _probe(self, cycle: Cycle, left: int) -> None:
+        if not left or cycle.response_complete or self.transport.is_closing():
+            return
+        if cycle.started:
+            cycle.send(_SIGN)
+        elif cycle.chunked:
+            self.transport.write(_CONTINUE)
+        self.loop.call_later(PROBE_S, self._probe, cycle, left - 1)
+
+    def _last(self) -> bool:
+        """No more requests come: hang up after the answers that are due. False: none is."""
+        if self.pipeline and self.pipeline[0][0].more_body:  # it will never be whole
+            self.pipeline.popleft()
+        if not self._busy():
+            return False
+        self._ends = True
+        return not (self.pipeline[0][0] if self.pipeline else self.cycle).more_body
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self.pipeline.clear()
+        super().connection_lost(exc)
+        cycle = self.cycle
+        if isinstance(cycle, Cycle) and cycle.task is not None and not cycle.response_complete:
+            cycle.task.cancel()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if isinstance(self.cycle, Cycle) and self.cycle.flow is not None:
+            self.cycle.flow.pause()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unread = -1
+        if isinstance(self.cycle, Cycle) and self.cycle.flow is not None:
+            self.cycle.flow.resume()
+        if self.cycle is not None and self.cycle.response_complete:
+            self._next()
+
+    def shutdown(self) -> None:
+        """The server ends: what is being answered, or arrives to be, is answered; then the connection closes."""
+        if self._busy():
+            last = self.pipeline[0][0] if self.pipeline else self.cycle
+            last.keep_alive = False
+        else:
+            self.transport.close()
+
+    # What the parser says.
+
+    def on_message_begin(self) -> None:
+        self._latest, self._arriving = None, True
+        self._deadline = self.loop.time() + RECEIVE_S
+        self._head_bytes = 0
+        self.url, self.headers, self.expect_100_continue = b"", [], False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self.headers) >= HEADERS_MAX:
+            raise ValueError("too many headers")
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
+        if self._hung_up or self.transport.is_closing():
+            raise ValueError("nothing is answered any more")
+        self._head_bytes = 0
+        endpoint = TOKEN_ROUTES.get(self.url) or TOKEN_ROUTES.get(_path(self.url))
+        if endpoint is None or self.parser.get_method() != b"POST":
+            self._asgi()
+        else:
+            new = self.parser.get_http_version() != "1.0"
+            self._latest = cycle = Cycle(self, endpoint, self.headers, new and self.parser.should_keep_alive(), new)
+            if self._busy():
+                self.flow.pause_reading()
+                self.pipeline.appendleft((cycle, self.app))
+            else:
+                self._start_asgi_task(cycle, self.app)
+        self.headers = []  # trailers are no headers
+
+    def _asgi(self) -> None:
+        """All but tokens goes uvicorn's way; ``self.cycle`` stays the request that is answered."""
+        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expect
+        self.headers.extend(headers)
+        answering, busy = self.cycle, self._busy()
+        super().on_headers_complete()
+        self._latest = self.cycle
+        if busy:
+            self.cycle = answering
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        cycle = self._latest
+        if not isinstance(cycle, Cycle):
+            answering, self.cycle = self.cycle, cycle
+            super().on_body(body)
+            self.cycle = answering
+        elif not cycle.response_complete:
+            cycle.size += len(body)
+            if cycle.size <= BODY_BYTES_MAX:
+                cycle.body.append(body)
+            else:
+                cycle.body.clear()
+                if cycle is self.cycle:
+                    self._too_large(cycle)
+
+    def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
+        self._arriving, self._head_bytes = False, 0
+        cycle = self._latest
+        if not isinstance(cycle, Cycle):
+            answering, self.cycle = self.cycle, cycle
+            super().on_message_complete()
+            self.cycle = answering
+            return
+        cycle.more_body = False
+        if cycle is self.cycle:
+            self._begin(cycle)
+
+    # Inside.
+
+    def _busy(self) -> bool:
+        return bool(self.pipeline) or (self.cycle is not None and not self.cycle.response_complete)
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """It is this request's turn."""
+        self.cycle = cycle
+        if not isinstance(cycle, Cycle):
+            super()._start_asgi_task(cycle, app)
+        elif not self._too_large(cycle):
+            if not cycle.more_body:
+                self._begin(cycle)
+            elif self.expect_100_continue and cycle.chunked:  # what is not whole is the latest
+                self.transport.write(_CONTINUE)
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self._ends and not self.pipeline:
+            self.hang_up()
+        elif not self.transport.is_closing():
+            self._deadline = self.loop.time() + (RECEIVE_S if self._arriving else KEEP_S)
+            self._next()
+
+    def _next(self) -> None:
+        """Go on, unless the client has to read first what it got."""
+        if self.flow.write_paused:
+            self.flow.pause_reading()
+            return
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        if not self.pipeline:
+            self.flow.resume_reading()
+
+    def _too_large(self, cycle: Cycle) -> bool:
+        announced = next((value for name, value in cycle.headers if name == b"content-length"), b"0")
+        size = int(announced[:12]) if announced.isdigit() else 0
+        if max(cycle.size, size) <= BODY_BYTES_MAX:
+            return False
+        cycle.keep_alive = False
+        cycle.fail(BodyTooLarge(f"the body is larger than {BODY_BYTES_MAX >> 20} MiB", hint="send a shorter prompt"))
+        return True
+
+    def _begin(self, cycle: Cycle) -> None:
+        if cycle.response_complete:  # it was told already that it is too large
+            self.transport.close()
+            return
+        cycle.task = task = self.loop.create_task(self._serve(cycle))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _serve(self, cycle: Cycle) -> None:
+        body = cycle.body[0] if len(cycle.body) == 1 else b"".join(cycle.body)
+        cycle.body = []
+        key = bearer(cycle.headers)
+        try:
+            again = next((value for name, value in cycle.headers if name == b"idempotency-key"), None)
+            later = (DEFERRABLE_HEADER, b"true") in cycle.headers
+            if again is None:
+                await serve(self._house, cycle.endpoint, key, body, cycle, deferrable=later)
+            else:
+                await self._once.serve(self._house, cycle.endpoint, key, body, cycle, again, deferrable=later)
+        except TokenworksError as error:
+            self._house.metrics.refused(error.code)
+            if not cycle.started and not self.transport.is_closing():
+                cycle.fail(error)
+        except asyncio.CancelledError:
+            if not self.transport.is_closing():  # the server ends, not the client: let it see that it is cut
+                self.transport.close()
+            raise
+        except Exception:
+            self.logger.exception("a request for tokens failed")
+            if not cycle.started and not self.transport.is_closing():
+                cycle.keep_alive = False
+                cycle.fail(TokenworksError("something went wrong here"))
+            else:
+                self.transport.close()
+
+    def _refuse(self, error: TokenworksError) -> None:
+        """What arrives is no request: say so and hang up, after the answers that are on their way."""
+        if self.transport.is_closing():
+            return
+        self._deaf = True
+        cycle = self._latest if self._arriving else None
+        if self._busy() and cycle is not self.cycle:
+            self._last()
+            self.flow.resume_reading()  # and throw it away: an unread rest would cut the answers when we close
+            return
+        if cycle is None:
+            Cycle(self, "chat", [], keep_alive=False, chunked=True).fail(error)
+        elif isinstance(cycle, Cycle) and not cycle.response_complete:
+            cycle.keep_alive = False
+            cycle.fail(error)
+        if cycle is None or cycle.response_complete:
+            self.hang_up()
+        else:
+            self.transport.close()
+
+    def hang_up(self) -> None:
+        """Close once the client does: if it is still sending, a close would cut its answer (RFC 9112, section 9.6)."""
+        if not self.transport.can_write_eof():
+            self.transport.close()
+        elif not self._hung_up and not self.transport.is_closing():
+            self._deaf = self._hung_up = True
+            self.transport.write_eof()
+            self.loop.call_later(LINGER_S, self.transport.close)
+
+    def _look(self) -> None:
+        """Once in a while: does the client send its request, and read its answer, in time? Does it ask anything?"""
+        if self.transport.is_closing():
+            return
+        now = self.loop.time()
+        if self.flow.write_paused:
+            left = self.transport.get_write_buffer_size()
+            if left == self._unread:
+                self.transport.abort()
+                return
+            self._unread, self._deadline = left, now + KEEP_S
+        elif self._busy() and (not self._arriving or self.flow.read_paused):
+            self._deadline = now + KEEP_S
+        elif now >= self._deadline:
+            self._deadline = now + KEEP_S
+            if self._arriving:
+                self._refuse(TimedOut(f"the request did not arrive within {RECEIVE_S:.0f} s"))
+            else:
+                self.transport.close()
+        self._timer = self.loop.call_at(self._deadline, self._look)
+
+
+def _path(url: bytes) -> bytes:
+    path: bytes = httptools.parse_url(url).path or b""
+    return unquote_to_bytes(path) if b"%" in path else path
+
+
+def lane(house: House) -> Callable[..., Lane]:
+    """The protocol for uvicorn's ``http=``."""
+    return partial(Lane, house, Once(house.clock))

@@ -4,10 +4,11 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help up test check bench bench-exchange chaos-exchange lock clean
+.PHONY: help fast up test test-vllm check bench bench-exchange bench-gateway bench-place bench-power bench-drill bench-calibrate bench-perf chaos-exchange lock clean
 
 PYTHON ?= python3
 ARGS ?=
+SOAK ?= 60
 BIN := .venv/bin
 # Where packages come from is pip's own configuration; nothing here names a host.
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -17,6 +18,8 @@ help: ## List the targets
 
 up: .venv/.run-ready ## Start the grid in the foreground; ARGS="--grid examples/existing-server.toml" for another
 	@exec $(BIN)/tokenworks up $(ARGS)
+
+fast: build/fast/.done ## Compile the request path with mypyc (needs a C compiler); then: PYTHONPATH=build/fast make up
 
 test: check ## Linters, then all tests; ARGS are for pytest
 	@echo "model: fetching it unless it is there"
@@ -34,14 +37,49 @@ check: .venv/.dev-ready ## Format, lint, types and the floors, without running a
 	@echo "check: mypy";         $(BIN)/mypy --no-error-summary
 	@echo "check: floors";       $(BIN)/lint-imports
 
+test-vllm: .venv/.dev-ready ## Run the adapter against real vLLM on this processor; installs it (3.3 GB) in the user's cache
+	@$(BIN)/tokenworks model pull
+	@$(BIN)/python -m tests.vllm_real
+
 bench: .venv/.dev-ready ## Measure, and merge the figures into bench/results/
 	@$(BIN)/python -m bench $(ARGS)
 
-bench-exchange: .venv/.dev-ready ## Measure the exchange: holds, settlements, recovery, proofs
-	@$(BIN)/python -m bench exchange
+bench-exchange: build/fast/.done ## Measure the exchange: holds, settlements, recovery, proofs
+	@PYTHONPATH=build/fast $(BIN)/python -m bench exchange
+
+bench-gateway: build/fast/.done ## Measure the gateway beside its peers, which it installs in the user's cache; SOAK=600 for ten minutes
+	@PYTHONPATH=$(CURDIR)/build/fast $(BIN)/python -m bench.gateway --soak $(SOAK) $(ARGS)
+
+bench-place: .venv/.dev-ready ## Measure placement: 200 replicas onto 1,000 devices
+	@$(BIN)/python -m bench.place
+
+bench-calibrate: .venv/.dev-ready ## Calibrate the embedded engine; how far off it is at 1, 4 and 16 streams (6 minutes)
+	@$(BIN)/python -m bench.calibrate
+
+bench-perf: .venv/.dev-ready ## Refit the performance model on half of the measured tables, judge it on the rest, ship it
+	@$(BIN)/python -m bench.perf
+
+bench-power: .venv/.dev-ready ## Measure power and site: signals of 18 zones over 4 years, an hour of a 4 MW site
+	@$(BIN)/python -m bench.power $(ARGS)
+	@$(BIN)/python -m bench.attribution
+
+bench-drill: .venv/.dev-ready ## Play a grid event on the embedded grid under load (a minute and a half)
+	@$(BIN)/python -m bench.drill
 
 chaos-exchange: .venv/.dev-ready ## 200 rounds of kill -9 and pauses, on SQLite and on PostgreSQL, then the audit
 	@$(BIN)/python -m bench.chaos.suite $(ARGS)
+
+# What every request runs through. The sources stay the truth: the copy is compiled as it stands.
+FAST := $(patsubst %,tokenworks/%.py,exchange/desk exchange/budget exchange/journal/journal exchange/journal/frames \
+	exchange/journal/waiters agents/life agents/promise agents/answers agents/metrics core/ids core/clock core/units \
+	engine/wire engine/http engine/openai_compatible engine/sse engine/record engine/usage)
+
+build/fast/.done: $(shell find src -name '*.py') .venv/.dev-ready
+	@echo "fast: compiling the request path with mypyc, half a minute"
+	@rm -rf build/fast && mkdir -p build/fast && cp -r src/tokenworks build/fast/
+	@cd build/fast && $(CURDIR)/$(BIN)/mypyc --ignore-missing-imports --disable-error-code import-untyped $(FAST) \
+		> compile.log 2>&1 || { tail -20 compile.log; exit 1; }
+	@touch $@
 
 lock: ## Pin all requirements with their hashes again (needs uv on the PATH)
 	@command -v uv >/dev/null || { echo "make lock needs uv on the PATH" >&2; exit 1; }
@@ -51,7 +89,7 @@ LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url 
 	--no-annotate --no-header -q pyproject.toml
 
 clean: ## Remove caches and built files; .venv stays, so that the next run needs no network
-	@rm -rf dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	@find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps: while they are newer than what they stand for, nothing is downloaded or built.

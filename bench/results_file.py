@@ -1,6 +1,7 @@
 """One results file per measurement that several make targets share: each adds its figures, none drops another's.
 
-``bench/results/<name>.json`` is flat and sorted; a key ends in the unit of its number (``test_s``, ``ttft_ms_p50``).
+``bench/results/<name>.json`` is flat and sorted; a key ends in the unit of its number (``test_s``, ``ttft_ms_p50``)
+and may begin with the name of what was measured and a dot (``direct.rps_c32``).
 From a shell: ``python -m bench.results_file first_token test_s=12.5``.
 """
 
@@ -27,7 +28,7 @@ def merge(name: str, figures: Mapping[str, float | int | str]) -> Path:
     lower_case, a key that is written here (``machine``, ``commit``), or a number that JSON cannot hold.
     """
     for word in (name, *figures):
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", word) or word in ("machine", "commit"):
+        if not re.fullmatch(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)?", word) or word in ("machine", "commit"):
             raise ValueError(f"{word!r} cannot name a result")
     if wrong := [key for key, value in figures.items() if isinstance(value, float) and not math.isfinite(value)]:
         raise ValueError(f"not finite: {', '.join(wrong)}")

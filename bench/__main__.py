@@ -5,11 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 
-from bench import exchange, first_token
+from bench import attribution, exchange, first_token, power
 from bench.results_file import merge
 
 Figures = Mapping[str, float | int | str]
-BENCHMARKS: dict[str, Callable[[], Figures]] = {"first_token": first_token.measure, "exchange": exchange.measure}
+BENCHMARKS: dict[str, Callable[[], Figures]] = {
+    "first_token": first_token.measure,
+    "exchange": exchange.measure,
+    "power": lambda: {**power.measure(), **attribution.measure()},
+}
 
 
 def main() -> int:

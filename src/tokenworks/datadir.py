@@ -5,12 +5,16 @@
     version        format of this directory
     lock           held by the running grid; its process id
     run.json       where the running grid listens
+    gateway-N.lock held by a gateway process beside the first
     keys.json      the administrator's key and the first account's key
+    prices.json    all cards and books of the grid that runs or last ran
     ledger.db      the ledger's view            (the ledger process only)
     store          where that view is instead, when it is in PostgreSQL
     ledger.sock    where the ledger is asked
-    journal/       the truth: one folder per writer and epoch
-    logs/          of the child processes
+    journal/       the truth: one folder per writer and epoch; what the view has for good leaves in time
+    logs/          of the child processes; beside them, ``.door``, where the embedded ones listen
+    calibrations/  what ``tokenworks calibrate`` measured
+    devices.json   what ``tokenworks device list`` saw last
 """
 
 from __future__ import annotations

@@ -202,8 +202,17 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("sold", {"until_ns": BIG}),
     ("entries", {"after": "x"}),
     ("entries", {"since_ns": "a"}),
-    ("statement", {"since_ns": "a"}),
-    ("statement", {"until_ns": {}}),
+    ("statement", {"statement": "none"}),
+    ("statement", {"statement": 5}),
+    ("statement_issue", {"until_ns": {}}),
+    ("statement_issue", {"until_ns": 5}),
+    ("statement_issue", {"until_ns": BIG}),
+    ("statement_dispute", {"statement": "none", "reason": "x", "nano": 1}),
+    ("statement_dispute", {"statement": "none", "reason": "x", "nano": 0.5}),
+    ("dispute_answer", {"dispute": "none", "accepted": True}),
+    ("dispute_answer", {"dispute": "none", "accepted": "yes"}),
+    ("statements_net", {"netting": "bad name"}),
+    ("pair_settle", {"netting": "none", "debtor": "a", "creditor": "b", "reference": "r"}),
     ("log_proof", {"old": "a", "new": 1}),
     ("log_proof", {"old": 0.5, "new": 1}),
     ("log_proof", {"old": 0, "new": 1 << 60}),
@@ -229,7 +238,7 @@ def test_no_mistake_is_taken_and_none_hurts(strict: GridProcess) -> None:
     package = {"code": "w-pack", "name": "W", "size_ustu": 10**9, "price_nano": 10**9, "validity_ns": None}
     admin(strict, "package_define", package=package)
     admin(strict, "grant_sell", account="default", package="w-pack", grant="w-grant")
-    before = strict.ask("account", "list"), strict.ask("key", "list"), strict.ask("statement")
+    before = strict.ask("account", "list"), strict.ask("key", "list"), strict.ask("statement", "list")
     wrong = []
     for office, body in WRONG:
         status, answer = call(strict, f"/v1/admin/{office}", body)
@@ -241,7 +250,7 @@ def test_no_mistake_is_taken_and_none_hurts(strict: GridProcess) -> None:
             wrong.append(("account_create", raw[:40], status, str(answer)[:120]))
     books = strict.ask("books")
     assert not wrong, "\n".join(map(str, wrong))
-    assert (strict.ask("account", "list"), strict.ask("key", "list"), strict.ask("statement")) == before
+    assert (strict.ask("account", "list"), strict.ask("key", "list"), strict.ask("statement", "list")) == before
     assert books["closed"] is True, [check for check in books["checks"] if not check["ok"]]
     assert strict.children()["ledger"] == ledgers
     assert "Traceback" not in strict.log.read_text()

@@ -114,9 +114,9 @@ class GridProcess:
         return msgspec.json.decode(done.stdout)
 
     def children(self) -> dict[str, list[int]]:
-        """Process ids of the engine's and the ledger's children."""
+        """Process ids of the engine's, the ledger's and the other gateways' children."""
         assert self.process is not None
-        found: dict[str, list[int]] = {"engine": [], "ledger": []}
+        found: dict[str, list[int]] = {"engine": [], "ledger": [], "gateway": []}
         for task in Path(f"/proc/{self.process.pid}/task").iterdir():
             with contextlib.suppress(OSError):
                 for pid in map(int, (task / "children").read_text().split()):
@@ -125,6 +125,8 @@ class GridProcess:
                         found["engine"].append(pid)
                     elif b"exchange.server" in command:
                         found["ledger"].append(pid)
+                    elif b"tokenworks.worker" in command:
+                        found["gateway"].append(pid)
         return found
 
     def kill(self) -> None:

@@ -9,12 +9,30 @@ import msgspec
 from cyclopts import App
 from tests.tidy.test_tidy import ROOT
 
-from tokenworks.agents.app import TOKEN_ROUTES
+from tokenworks.agents.lane import TOKEN_ROUTES
 from tokenworks.agents.metrics import Metrics
 from tokenworks.cli import app
 from tokenworks.core import errors
 from tokenworks.gridfile import GridFile, load
-from tokenworks.gridfile.tables import Brain, Device, Exchange, Price, Rate, Replica, Site, Supply
+from tokenworks.gridfile.tables import (
+    Brain,
+    Charge,
+    Contract,
+    Device,
+    Event,
+    Exchange,
+    Gateway,
+    Module,
+    OpenAdr,
+    Price,
+    Rate,
+    Replica,
+    SignalFile,
+    Site,
+    Supply,
+    Tier,
+    Window,
+)
 
 
 def page(name: str) -> str:
@@ -57,15 +75,18 @@ def test_every_error_that_http_can_give_is_documented() -> None:
 def test_every_route_is_documented() -> None:
     """docs/api.md names the token routes."""
     for route in TOKEN_ROUTES:
-        assert f"`POST {route}`" in page("docs/api.md")
+        assert f"`POST {route.decode()}`" in page("docs/api.md")
 
 
 def test_every_key_of_the_grid_file_is_documented() -> None:
     """docs/grid-file.md names every key that a grid file can have."""
     words = set(re.findall(r"`([a-z_]+)`", page("docs/grid-file.md")))
-    for table in (GridFile, Exchange, Rate, Price, Brain, Site, Supply, Device, Replica):
+    power = (Supply, SignalFile, Contract, Charge, Tier, Event, OpenAdr, Module, Window)
+    for table in (GridFile, Exchange, Rate, Price, Brain, Gateway, Site, *power, Device, Replica):
         for field in msgspec.structs.fields(table):
             nested = field.encode_name in ("site", "supply", "device", "replica", "exchange", "brain", "rate", "price")
+            nested |= field.encode_name in ("contract", "charge", "tier", "event", "openadr", "gateway")
+            nested |= field.encode_name in ("module", "window")
             assert nested or field.encode_name in words, f"{table.__name__}.{field.encode_name}"
 
 

@@ -25,13 +25,15 @@ EFFECTS_ALLOWED: dict[str, dict[str, str]] = {
     "core/ids.py": {"random": "the one source of ids and keys; tests pass their own entropy"},
     "engine/embedded.py": {"random": "a key between the gateway and its own child process, made anew at each start"},
     "engine/http.py": {"socket": "HTTP to replicas"},
+    "engine/lifeline.py": {"socket": "asks the system for a free port for the engine that it starts"},
     "engine/pull.py": {"clock": "compares with the modification time of a file, which is wall time"},
     "exchange/ask.py": {"socket": "the command line's calls to the ledger process"},
     "exchange/link.py": {"socket": "the gateway's end of the line to the ledger process"},
     "exchange/server.py": {"socket": "the ledger process's end of that line"},
     "exchange/wire.py": {"socket": "frames on that line"},
+    "site/meters/page.py": {"socket": "HTTP to meters, BMCs and pages of metrics"},
     "cli/reach.py": {"socket": "the command line is a client of a running grid"},
-    "grid.py": {"socket": "starts the processes of a grid and hands them their sockets"},
+    "gateway.py": {"socket": "listens on the grid's port"},
 }
 # Modules of the exchange that wait for disks and sockets, in seconds as Python wants them; none touches an amount.
 FLOAT_WAITS = ("journal.py", "link.py", "server.py")

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from tokenworks import gridfile
+from tokenworks.cli.price import price_sign
 from tokenworks.compose import plan
-from tokenworks.core.errors import GridFileError, TokenworksError
+from tokenworks.core.errors import GridFileError, NotAllowed, TokenworksError
 from tokenworks.core.words import Provenance, Usage
+from tokenworks.exchange.log.checkpoint import load_key
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -47,7 +49,9 @@ def test_existing_server_example(monkeypatch: pytest.MonkeyPatch) -> None:
     assert big.slice == ""
     assert big.api_key == "secret-word"
     assert "secret-word" not in repr(made)
-    assert made.prices.price("qwen3-8b", Usage(reasoning=1_000_000)).nano == 160_000_000
+    now = made.prices.at(2**62)
+    assert now.price("qwen3-8b", Usage(reasoning=1_000_000)).nano == 160_000_000
+    assert now.price_book.startswith(f"2026-11+{made.name}-")
     assert made.scales.carbon_nano_per_kg == 50_000_000
     assert made.sites[0].overhead.value == 300
 
@@ -64,6 +68,63 @@ def test_a_file_overrides_what_was_discovered() -> None:
     [load] = made.sites[0].loads
     assert (load.idle_mw, load.busy_mw, load.cost_nano_per_hour) == (5_000, 10_000, 10_000_000)
     assert made.facts[0].facts["device_cost"].provenance is Provenance.LISTED
+
+
+def test_other_lines_are_another_version() -> None:
+    """A price that is edited in the grid file must not go by the name that receipts already cite."""
+
+    def version(price: str) -> str:
+        text = f'[[exchange.price]]\nmodel = "*"\ninput = "{price} USD/Mtok"\n'
+        return plan(gridfile.parse(text, "test")).prices.at(2**62).price_book
+
+    assert version("1") == version("1.0") != version("2")
+
+
+PRICE_LIST = """
+[[card]]
+version = "1"
+series = "acme"
+effective = 2026-01-01T00:00:00Z
+reference_class = "c"
+line = [{ model = "*", input = "3", output = "5" }]
+"""
+
+
+def test_the_operators_own_price_list_lies_beside_the_grid_file(tmp_path: Path) -> None:
+    """Its path is from the grid file; with price_keys nothing unsigned, forged or changed is taken."""
+    (tmp_path / "prices.toml").write_text(PRICE_LIST)
+    grid = tmp_path / "grid.toml"
+    grid.write_text('[exchange]\nprice_file = "prices.toml"\n')
+    assert plan(gridfile.load(grid)).prices.at(2**62).rates["*"]["output"] == 5_000_000
+    key = tmp_path / "key.pem"
+    assert price_sign(tmp_path / "prices.toml", key=key) == 0
+    public = load_key(key, "prices").private.public_key().public_bytes_raw().hex()
+    grid.write_text(f'[exchange]\nprice_file = "prices.toml"\nprice_keys = ["{public}"]\n')
+    signed = plan(gridfile.load(grid)).prices
+    assert {name: each.public_key for name, each in signed.signatures.items()} == {"rate_card:acme@1": public}
+    (tmp_path / "prices.toml").write_text(PRICE_LIST.replace('"5"', '"6"'))
+    with pytest.raises(NotAllowed, match="acme@1"):
+        plan(gridfile.load(grid))
+    grid.write_text(f'[exchange]\nprice_file = "prices.toml"\nprice_keys = ["{"0" * 64}"]\n')
+    with pytest.raises(NotAllowed, match="no trusted key"):
+        plan(gridfile.load(grid))
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ('price_file = "gone.toml"', "cannot read"),
+        ('price_file = "grid.toml"', "no price list"),
+        ('price_keys = ["ab"]', "no price_file"),
+        ('price_file = "x"\nprice_keys = ["ab"]', "no public key"),
+    ],
+)
+def test_a_price_list_that_cannot_be_used_is_told(tmp_path: Path, text: str, what: str) -> None:
+    """One sentence that names the file or the key."""
+    grid = tmp_path / "grid.toml"
+    grid.write_text(f"[exchange]\n{text}\n")
+    with pytest.raises(TokenworksError, match=what):
+        plan(gridfile.load(grid))
 
 
 @pytest.mark.parametrize(

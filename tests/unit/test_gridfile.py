@@ -55,7 +55,7 @@ def test_the_existing_server_example_loads() -> None:
 def test_every_quantity_reaches_its_smallest_unit() -> None:
     """Text with a unit becomes the integer that the field's name promises."""
     grid = gridfile.parse(
-        'exchange.currency = "EUR"\nexchange.budget = "2.5 EUR"\n'
+        'exchange.currency = "EUR"\nexchange.budget = "2.5 EUR"\nexchange.journal_keep = "1 GB"\n'
         '[[site]]\nname = "a"\nlatency = "5 ms"\npue = 1.12\n'
         'supply = { interval = "15 min", mix = { a = 1, b = 2e-4 } }\n'
         '[[site.device]]\nid = "d"\nmemory = "24 GB"\ncost = "0.0001 EUR/h"\n'
@@ -67,6 +67,7 @@ def test_every_quantity_reaches_its_smallest_unit() -> None:
     site, replica = grid.sites[0], grid.replicas[0]
     device = site.devices[0]
     assert (grid.exchange.budget_nano, site.latency_ns, site.pue_permille) == (2_500_000_000, 5_000_000, 1120)
+    assert grid.exchange.journal_keep_bytes == 1_000_000_000
     assert (site.supply.interval_ns, site.supply.mix_permille) == (900_000_000_000, {"a": 1000, "b": 0})
     assert (device.memory_bytes, device.cost_nano_per_h) == (24_000_000_000, 100_000)
     assert (device.idle_mw, device.max_mw, device.threads) == (1000, 700_000, 2)
@@ -96,9 +97,12 @@ WRONG = {
     ),
     "unknown table": (
         "[zzz]\n",
-        "g.toml:1: zzz: unknown key (known here: name, exchange, brain, site, replica)",
+        "g.toml:1: zzz: unknown key (known here: name, exchange, brain, gateway, site, replica)",
     ),
-    "odd key": ('"\\n`x" = 1', "g.toml:1: '\\n`x': unknown key (known here: name, exchange, brain, site, replica)"),
+    "odd key": (
+        '"\\n`x" = 1',
+        "g.toml:1: '\\n`x': unknown key (known here: name, exchange, brain, gateway, site, replica)",
+    ),
     "second site": (SITE + '[[site]]\nname = "b"\npeu = 1', "g.toml:5: site[2].peu: unknown key (did you mean 'pue'?)"),
     "in an inline table": (
         'site = [\n  {name = "a"},\n  {nam = "b"},\n]\n',
@@ -221,11 +225,12 @@ WRONG = {
     ),
     "unknown driver": (
         EXTERNAL + 'driver = "vllm"',
-        "g.toml:3: replica[1].driver: 'vllm' is not known here (one of embedded, external)",
+        "g.toml:3: replica[1].driver: 'vllm' is not known here (one of embedded, external, process, ray)",
     ),
     "unknown capability": (
         EXTERNAL + 'capabilities = ["tool"]',
-        "g.toml:3: replica[1].capabilities: 'tool' is not known here (one of tools, json_schema, logprobs, images)",
+        "g.toml:3: replica[1].capabilities: 'tool' is not known here "
+        "(one of tools, json_schema, logprobs, images, embeddings, messages, responses)",
     ),
     "no slots": (EXTERNAL + "slots = 0", "g.toml:3: replica[1].slots: must be at least 1"),
     "half a slot": (

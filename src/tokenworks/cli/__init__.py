@@ -29,6 +29,10 @@ app.command(
 )
 app.command("tokenworks.cli.show:books", name="books", help="Trial balance of money, standard tokens and energy.")
 app.command("tokenworks.cli.show:cake", name="cake", help="What a million tokens cost, layer by layer.")
+app.command(
+    "tokenworks.cli.calibrate:calibrate", name="calibrate", help="Measure a running engine, and where its time goes."
+)
+app.command("tokenworks.cli.perf:perf", name="perf", help="What a model would do on a device, modelled.")
 
 account = App(name="account", help="Accounts and their budgets.", help_format="plaintext")
 account.command("tokenworks.cli.admin:account_list", name="list", help="All accounts with what they spent.")
@@ -44,6 +48,12 @@ budget.command(
 )
 budget.command("tokenworks.cli.admin:budget_close", name="close", help="Refuse new requests on a budget.")
 app.command(budget)
+
+price = App(name="price", help="What tokens cost, and price lists that are signed.", help_format="plaintext")
+price.command("tokenworks.cli.price:price_show", name="show", help="Rates and prices now or at a time.")
+price.command("tokenworks.cli.price:price_sign", name="sign", help="Sign a price list, offline.")
+price.command("tokenworks.cli.price:price_verify", name="verify", help="Check a price list's signatures, offline.")
+app.command(price)
 
 package = App(name="package", help="Packages of standard tokens.", help_format="plaintext")
 package.command("tokenworks.cli.sell:package_list", name="list", help="Packages on offer.")
@@ -79,13 +89,32 @@ app.command(log)
 entity = App(name="entity", help="Owners of sites that share the pool.", help_format="plaintext")
 entity.command("tokenworks.cli.sell:entity_set", name="set", help="Note an owner of sites and its fee.")
 app.command(entity)
-app.command("tokenworks.cli.sell:statement", name="statement", help="What the pool owes each entity for a period.")
+
+statement = App(name="statement", help="What entities owe each other.", help_format="plaintext")
+statement.command("tokenworks.cli.clearing:statement_list", name="list", help="Statements, and what has none yet.")
+statement.command("tokenworks.cli.clearing:statement_show", name="show", help="One statement.")
+statement.command("tokenworks.cli.clearing:statement_issue", name="issue", help="State a period that is over.")
+statement.command("tokenworks.cli.clearing:statement_dispute", name="dispute", help="Refuse a part of a statement.")
+statement.command("tokenworks.cli.clearing:statement_answer", name="answer", help="Accept or reject a dispute.")
+statement.command("tokenworks.cli.clearing:statement_net", name="net", help="Set statements off against each other.")
+statement.command("tokenworks.cli.clearing:statement_settle", name="settle", help="Note that a pair's figure was paid.")
+app.command(statement)
 app.command("tokenworks.cli.export:export", name="export", help="Usage, invoices and journals for other programs.")
+
+site = App(name="site", help="Sites: their power and their meters.", help_format="plaintext")
+site.command("tokenworks.cli.drill:site_status", name="status", help="Power, limits, meters and the last interval.")
+app.command(site)
+app.command("tokenworks.cli.drill:drill", name="drill", help="Play a grid event and show the answer, second by second.")
 
 model = App(name="model", help="Models that the embedded engine can run.", help_format="plaintext")
 model.command("tokenworks.cli.model:model_list", name="list", help="The models that can be fetched.")
 model.command("tokenworks.cli.model:model_pull", name="pull", help="Fetch a model file and check it.")
 app.command(model)
+
+device = App(name="device", help="The devices of this machine, and what is known of others.", help_format="plaintext")
+device.command("tokenworks.cli.device:device_list", name="list", help="What this machine has; what is new or lost.")
+device.command("tokenworks.cli.device:device_catalogue", name="catalogue", help="Accelerators with their figures.")
+app.command(device)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from tokenworks.cli import out
-from tokenworks.cli.sell import duration_ns
+from tokenworks.cli.sell import ask_ledger, duration_ns, names, tell
 from tokenworks.cli.talk import Json
 from tokenworks.core.clock import WallClock, utc_text
 from tokenworks.core.errors import BadRequest
 from tokenworks.core.units import parse, parse_money
 from tokenworks.datadir import currency_of, data_directory
-from tokenworks.exchange.ask import ask
 from tokenworks.exchange.words import Overage, Window
 
 Limit = Annotated[str | None, Parameter(name="--limit")]
 StuLimit = Annotated[str | None, Parameter(name="--stu")]
-
-
-def _ask(method: str, **params: Any) -> Any:
-    return ask(data_directory(), method, **params)
 
 
 def _limits(limit: str | None, stu: str | None) -> dict[str, int | None]:
@@ -35,7 +30,7 @@ def _limits(limit: str | None, stu: str | None) -> dict[str, int | None]:
 
 def account_list(*, as_json: Json = False) -> int:
     """All accounts with what they spent, and what is held for requests in flight."""
-    accounts = _ask("accounts")
+    accounts = ask_ledger("accounts")
     if as_json:
         out.put_json(accounts)
         return 0
@@ -71,7 +66,9 @@ def account_create(
     stu: StuLimit = None,
     window: Window = "none",
     overage: Overage = "payg",
+    cheaper: str | None = None,
     clamp: bool = True,
+    home: str = "operator",
     as_json: Json = False,
 ) -> int:
     """Open an account with a budget of the same name.
@@ -89,23 +86,29 @@ def account_create(
     window:
         Whether the limit starts anew each day or month (UTC).
     overage:
-        Without packages left: pay as it goes, or block.
+        When packages do not cover a request: pay as it goes, block, wait for a slow lane, or take a cheaper model.
+    cheaper:
+        Models that may stand in by the rule "cheaper", separated by commas; any without it.
     clamp:
         Cut max_tokens to what is affordable; --no-clamp refuses instead.
-    as_json:
-        Print JSON.
+    home:
+        The entity that sells to it and collects from it.
     """
-    terms = {"window": window, "overage": overage, "clamp": clamp}
-    made = _ask("account_create", account=account, name=name, **_limits(limit, stu), **terms)
-    if as_json:
-        out.put_json(made)
-    else:
-        out.console().print(f"account {account!r}: {made['status']}. Next: tokenworks key create {account}")
-    return 0
+    terms = {"window": window, "overage": overage, "clamp": clamp, "home": home}
+    made = ask_ledger(
+        "account_create", account=account, name=name, cheaper=names(cheaper), **_limits(limit, stu), **terms
+    )
+    return tell(made, as_json, f"account {account!r}: {{status}}. Next: tokenworks key create {account}")
 
 
 def account_set(
-    account: str, /, *, overage: Overage | None = None, clamp: bool | None = None, as_json: Json = False
+    account: str,
+    /,
+    *,
+    overage: Overage | None = None,
+    cheaper: str | None = None,
+    clamp: bool | None = None,
+    as_json: Json = False,
 ) -> int:
     """Change an account's terms.
 
@@ -114,18 +117,15 @@ def account_set(
     account:
         Its id.
     overage:
-        Without packages left: pay as it goes, or block.
+        When packages do not cover a request: pay as it goes, block, wait for a slow lane, or take a cheaper model.
+    cheaper:
+        Models that may stand in by the rule "cheaper", separated by commas; any without it.
     clamp:
         Cut max_tokens to what is affordable; --no-clamp refuses instead.
-    as_json:
-        Print JSON.
     """
-    made = _ask("account_set", account=account, overage=overage, clamp=clamp)
-    if as_json:
-        out.put_json(made)
-    else:
-        out.console().print(f"account {account!r}: {made['status']}")
-    return 0
+    models = None if cheaper is None else names(cheaper)
+    made = ask_ledger("account_set", account=account, overage=overage, clamp=clamp, cheaper=models)
+    return tell(made, as_json, f"account {account!r}: {{status}}")
 
 
 def budget_set(
@@ -158,32 +158,22 @@ def budget_set(
         Cut the limit out of the parent's now, so that it is there whatever others spend.
     expires_in:
         A mandate for a time, like "2 h": after it the budget refuses.
-    as_json:
-        Print JSON.
     """
     expires_ns = None if expires_in is None else WallClock().now_ns() + duration_ns(expires_in)
     terms = {"window": window, "carved": carved, "expires_ns": expires_ns}
-    made = _ask("budget_set", budget=budget, parent=parent, **_limits(limit, stu), **terms)
-    if as_json:
-        out.put_json(made)
-    else:
-        out.console().print(f"budget {budget!r}: {made['status']}")
-    return 0
+    made = ask_ledger("budget_set", budget=budget, parent=parent, **_limits(limit, stu), **terms)
+    return tell(made, as_json, f"budget {budget!r}: {{status}}")
 
 
 def budget_close(budget: str, /, *, as_json: Json = False) -> int:
     """Close a budget: it takes no new requests, those in flight may end, what was carved for it returns."""
-    made = _ask("budget_close", budget=budget)
-    if as_json:
-        out.put_json(made)
-    else:
-        out.console().print(f"budget {budget!r}: {made['status']}")
-    return 0
+    made = ask_ledger("budget_close", budget=budget)
+    return tell(made, as_json, f"budget {budget!r}: {{status}}")
 
 
 def key_list(account: str | None = None, /, *, as_json: Json = False) -> int:
     """All keys, or those of one account. Secrets are stored nowhere and cannot be shown."""
-    keys = _ask("keys", account=account)
+    keys = ask_ledger("keys", account=account)
     if as_json:
         out.put_json(keys)
         return 0
@@ -211,10 +201,8 @@ def key_create(budget: str, /, *, role: Literal["user", "admin"] = "user", as_js
         An account's id, or a budget below one.
     role:
         "admin" sees the operator's views of receipts and the status.
-    as_json:
-        Print JSON.
     """
-    made = _ask("key_create", budget=budget, role=role)
+    made = ask_ledger("key_create", budget=budget, role=role)
     if as_json:
         out.put_json(made)
     else:
@@ -230,12 +218,6 @@ def key_revoke(key: str, /, *, as_json: Json = False) -> int:
     ----------
     key:
         Its id, the middle part of the key.
-    as_json:
-        Print JSON.
     """
-    made = _ask("key_revoke", key=key)
-    if as_json:
-        out.put_json(made)
-    else:
-        out.console().print(f"key {key}: {made['status']}")
-    return 0
+    made = ask_ledger("key_revoke", key=key)
+    return tell(made, as_json, f"key {key}: {{status}}")

@@ -11,12 +11,14 @@ from typing import Any, Literal, NamedTuple
 from tokenworks.cli import out
 from tokenworks.cli.reach import configured_host, configured_port, get, grid_key
 from tokenworks.cli.talk import Json
-from tokenworks.core.errors import TokenworksError
+from tokenworks.core.errors import DataDirError, TokenworksError
 from tokenworks.datadir import FORMAT, data_directory, read_run
 from tokenworks.device.discovery import discover
 from tokenworks.engine.models import catalogue
 from tokenworks.engine.pull import model_cache
 from tokenworks.exchange.ask import ask
+from tokenworks.exchange.journal import journal_folder, verify
+from tokenworks.exchange.journals import journals
 
 FREE_BYTES_MIN = 1_000_000_000
 MEMORY_BYTES_MIN = 2_000_000_000
@@ -106,6 +108,24 @@ def _books() -> Check:
     return Check("books", "fail" if wrong else "ok", evidence, "tokenworks books shows the lines" if wrong else None)
 
 
+def _journals() -> Check:
+    """The files themselves: every frame, the order of the segments, and the hashes that chain them."""
+    wrong, count, records = [], 0, 0
+    for source in journals(data_directory()):
+        folder = journal_folder(data_directory(), *source)
+        try:
+            report = verify(folder)
+        except DataDirError as error:
+            wrong.append(error.message)
+            continue
+        count, records = count + report.segments, records + report.records
+        if report.bad is not None:
+            wrong.append("{} segment {} at offset {}: {}".format(folder, *report.bad))
+    if wrong:
+        return Check("journals", "fail", "; ".join(wrong), "restore that segment from a copy, then restart the grid")
+    return Check("journals", "ok", f"{records} records in {count} segments, each hash and checksum right")
+
+
 def _root() -> Check:
     root = os.geteuid() == 0
     return Check(
@@ -116,7 +136,7 @@ def _root() -> Check:
     )
 
 
-CHECKS: tuple[Callable[[], Check], ...] = (_python, _root, _devices, _data, _disk, _model, _grid, _books)
+CHECKS: tuple[Callable[[], Check], ...] = (_python, _root, _devices, _data, _disk, _model, _grid, _books, _journals)
 
 
 def doctor(*, as_json: Json = False) -> int:

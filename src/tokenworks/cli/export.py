@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from tokenworks.cli import out as show
+from tokenworks.cli.price import known_prices
 from tokenworks.cli.talk import Json
 from tokenworks.core.clock import WallClock
 from tokenworks.core.errors import BadRequest
@@ -20,7 +21,6 @@ from tokenworks.datadir import currency_of, data_directory, write_private
 from tokenworks.exchange.ask import ask
 from tokenworks.exchange.exports import cloudevents, focus, focus_table, invoice, journals, openai_usage
 from tokenworks.exchange.exports.sold import Catalogue, Credit, Purchase, Sold, catalogue, month_of, nanos
-from tokenworks.exchange.prices import Prices, default_prices
 from tokenworks.exchange.words import Grant
 
 Kind = Literal[
@@ -79,8 +79,8 @@ class Books:
         return msgspec.convert(self.first.get(name) or [], list[kind])  # type: ignore[valid-type]
 
     def known(self) -> Catalogue:
-        """The prices that the receipts cite, with the shipped ones."""
-        return catalogue([default_prices(self.currency), *self.words("prices", Prices)])
+        """The prices that the receipts cite."""
+        return catalogue(known_prices(self._data)[0].every())
 
 
 def export(
@@ -108,8 +108,6 @@ def export(
         First day or month after it; without it the end of the month of the beginning.
     out:
         Write to this file instead of standard output.
-    as_json:
-        Print JSON.
     """
     since_ns, until_ns = _period(since, until, WallClock().now_ns())
     if account is not None and kind in ("hledger", "beancount"):
@@ -133,14 +131,15 @@ def export(
 
 
 def _period(since: str | None, until: str | None, now_ns: int) -> tuple[int, int]:
-    start = month_of(now_ns)[0] if since is None else _day_ns(since)
-    end = month_of(start)[1] if until is None else _day_ns(until)
+    start = month_of(now_ns)[0] if since is None else day_ns(since)
+    end = month_of(start)[1] if until is None else day_ns(until)
     if end <= start:
         raise BadRequest("the period ends before it begins", hint="until is the first day after the period")
     return start, end
 
 
-def _day_ns(text: str) -> int:
+def day_ns(text: str) -> int:
+    """A day or a month in UTC as its first nanosecond. Raises BadRequest."""
     if not re.fullmatch(r"2\d{3}-\d\d(-\d\d)?", text):
         raise BadRequest(f"{text!r} is no day", hint="write 2026-11-01, or 2026-11 for a month")
     try:

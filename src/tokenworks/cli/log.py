@@ -32,8 +32,6 @@ def receipt_verify(file: Path, /, *, key: str | None = None, complete: bool = Fa
         checked with the key that came with them, which shows only that they fit together.
     complete:
         Also want every receipt of the account between the first and the last, as for an invoice.
-    as_json:
-        Print JSON.
     """
     verdict = verify_bundle(_read(file, BUNDLE_BYTES_MAX), _key(key), require_complete=complete)
     return _show(verdict, "the receipts are as the log has them", as_json=as_json)
@@ -60,8 +58,6 @@ def receipt_export(
         How many of the latest.
     out_file:
         Where to; standard output without it.
-    as_json:
-        The bundle is JSON in any case.
     """
     data = data_directory()
     chosen = receipts or ask(data, "receipts", account=account, limit=last)
@@ -99,8 +95,6 @@ def log_proof(old: int, new: int, /, *, as_json: Json = False) -> int:
         Size of a checkpoint that was kept.
     new:
         Size of a newer one.
-    as_json:
-        Print the hashes as JSON.
     """
     hashes = ask(data_directory(), "log_proof", old=old, new=new)
     if as_json:
@@ -123,8 +117,6 @@ def log_audit(old: Path, new: Path, /, *, key: str, proof: Path | None = None, a
         The log's verifier key, or a file that holds it.
     proof:
         The consistency proof between them; not needed when both are of the same size.
-    as_json:
-        Print JSON.
     """
     hashes = parse_proof(_text(proof, CHECKPOINT_BYTES_MAX)) if proof else ()
     before, after = _read(old, CHECKPOINT_BYTES_MAX), _read(new, CHECKPOINT_BYTES_MAX)

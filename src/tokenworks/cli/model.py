@@ -26,8 +26,6 @@ def model_pull(name: str = "smollm2-135m-instruct", /, *, as_json: Json = False)
     ----------
     name:
         A model of ``tokenworks model list``.
-    as_json:
-        Print JSON.
     """
     path = pull(model_named(name), model_cache(), out.note)
     if as_json:

@@ -15,7 +15,8 @@ from tokenworks.datadir import currency_of, data_directory
 from tokenworks.exchange.ask import ask
 
 
-def _ask(method: str, **params: Any) -> Any:
+def ask_ledger(method: str, **params: Any) -> Any:
+    """What the ledger of this grid answers."""
     return ask(data_directory(), method, **params)
 
 
@@ -24,13 +25,14 @@ def duration_ns(text: str) -> int:
     return parse(re.sub(r"(\d)([a-z])", r"\1 \2", text), "time")
 
 
-def _names(text: str | None) -> list[str]:
+def names(text: str | None) -> list[str]:
+    """``"a, b"`` as a list; nothing is an empty one."""
     return [] if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 def package_list(*, as_json: Json = False) -> int:
     """Packages on offer."""
-    packages = _ask("packages")
+    packages = ask_ledger("packages")
     if as_json:
         out.put_json(packages)
         return 0
@@ -89,8 +91,6 @@ def package_define(
         Lower numbers are used up first.
     promotional:
         Among equals, used up before what was paid for.
-    as_json:
-        Print JSON.
     """
     package = {
         "code": code,
@@ -98,17 +98,23 @@ def package_define(
         "size_ustu": parse(size, "stu"),
         "price_nano": parse_money(price, currency_of(data_directory())),
         "validity_ns": None if validity is None else duration_ns(validity),
-        "models": _names(models),
-        "sites": _names(sites),
+        "models": names(models),
+        "sites": names(sites),
         "priority": priority,
         "promotional": promotional,
     }
-    _tell(_ask("package_define", package=package), as_json, f"package {code!r}: {{status}}")
-    return 0
+    return tell(ask_ledger("package_define", package=package), as_json, f"package {code!r}: {{status}}")
 
 
 def package_sell(
-    account: str, package: str, /, *, grant: str | None = None, from_in: str | None = None, as_json: Json = False
+    account: str,
+    package: str,
+    /,
+    *,
+    budget: str | None = None,
+    grant: str | None = None,
+    from_in: str | None = None,
+    as_json: Json = False,
 ) -> int:
     """Sell a package to an account. The same --grant id twice is one sale, so a retry is safe.
 
@@ -118,22 +124,22 @@ def package_sell(
         Who gets it.
     package:
         Which one.
+    budget:
+        A budget of the account: only requests of it and of those below it may use the package.
     grant:
         An id of your own for the sale.
     from_in:
         When it takes effect, like "7 d" from now; at once without it.
-    as_json:
-        Print JSON.
     """
     starts_ns = None if from_in is None else WallClock().now_ns() + duration_ns(from_in)
-    made = _ask("grant_sell", account=account, package=package, grant=grant, effective_ns=starts_ns)
-    _tell(made, as_json, f"{package!r} for {account!r}: {{status}}, grant {{grant}}")
-    return 0
+    terms = {"grant": grant, "effective_ns": starts_ns, "budget": budget}
+    made = ask_ledger("grant_sell", account=account, package=package, **terms)
+    return tell(made, as_json, f"{package!r} for {account!r}: {{status}}, grant {{grant}}")
 
 
 def grant_list(account: str | None = None, /, *, as_json: Json = False) -> int:
     """Grants in the order in which they are used up, with what is left."""
-    accounts = [a for a in _ask("accounts") if account in (None, a["id"])]
+    accounts = [a for a in ask_ledger("accounts") if account in (None, a["id"])]
     grants = [grant for a in accounts for grant in a["grants"]]
     if as_json:
         out.put_json(grants)
@@ -141,7 +147,7 @@ def grant_list(account: str | None = None, /, *, as_json: Json = False) -> int:
     rows = [
         (
             g["id"],
-            g["account"],
+            g["budget"] or g["account"],
             g["package"],
             out.stu(g["size_ustu"]),
             out.stu(g["left_ustu"]),
@@ -150,7 +156,7 @@ def grant_list(account: str | None = None, /, *, as_json: Json = False) -> int:
         )
         for g in grants
     ]
-    columns = ("grant", "account", "package", "size", "left", "expires", "")
+    columns = ("grant", "for", "package", "size", "left", "expires", "")
     out.console().print(out.table("", columns, rows, right=("size", "left")))
     return 0
 
@@ -166,21 +172,17 @@ def grant_refund(grant: str, /, *, amount: str | None = None, reason: str = "ref
         Give back this much instead, like "2 USD".
     reason:
         For the books.
-    as_json:
-        Print JSON.
     """
     currency = currency_of(data_directory())
     nano = None if amount is None else parse_money(amount, currency)
-    made = _ask("grant_refund", grant=grant, refund_nano=nano, reason=reason)
-    _tell(made, as_json, f"grant {grant}: refunded {out.money(made['refund_nano'], currency)}")
-    return 0
+    made = ask_ledger("grant_refund", grant=grant, refund_nano=nano, reason=reason)
+    return tell(made, as_json, f"grant {grant}: refunded {out.money(made['refund_nano'], currency)}")
 
 
 def grant_upgrade(grant: str, package: str, /, *, as_json: Json = False) -> int:
     """Change a grant to another package: the unused price is refunded, the new package sold."""
-    made = _ask("grant_upgrade", grant=grant, package=package)
-    _tell(made, as_json, f"grant {grant} upgraded to {package!r}: grant {{grant}}")
-    return 0
+    made = ask_ledger("grant_upgrade", grant=grant, package=package)
+    return tell(made, as_json, f"grant {grant} upgraded to {package!r}: grant {{grant}}")
 
 
 def entity_set(
@@ -201,46 +203,15 @@ def entity_set(
         0 to 1000.
     own:
         It is the operator itself: what it earns is revenue.
-    as_json:
-        Print JSON.
     """
-    made = _ask("entity_set", entity=entity, fee_permille=fee_permille, own=own)
-    _tell(made, as_json, f"entity {entity!r}: {{status}}")
-    return 0
+    made = ask_ledger("entity_set", entity=entity, fee_permille=fee_permille, own=own)
+    return tell(made, as_json, f"entity {entity!r}: {{status}}")
 
 
-def statement(*, last: str | None = None, as_json: Json = False) -> int:
-    """What the pool owes each entity for what its sites served.
-
-    Parameters
-    ----------
-    last:
-        Only this much of the past, like "30 d"; everything without it.
-    as_json:
-        Print JSON, with every line.
-    """
-    since_ns = 0 if last is None else WallClock().now_ns() - duration_ns(last)
-    found = _ask("statement", since_ns=since_ns)
-    if as_json:
-        out.put_json(found)
-        return 0
-    currency = currency_of(data_directory())
-    for each in found:
-        out.console().print(
-            f"[bold]{each['entity']}[/bold]: {len(each['lines'])} requests, digest {each['digest'][:16]}"
-        )
-        for name, value in each.items():
-            if name.endswith("_nano"):
-                out.console().print(f"  {name.removesuffix('_nano'):10} {out.money(value, currency)}")
-            elif name.endswith("_ustu"):
-                out.console().print(f"  {name.removesuffix('_ustu'):10} {out.stu(value)}")
-    if not found:
-        out.console().print("no site of another entity has served anything yet")
-    return 0
-
-
-def _tell(made: dict[str, Any], as_json: bool, text: str) -> None:
+def tell(made: dict[str, Any], as_json: bool, text: str) -> int:
+    """Print an answer as JSON, or as words that name its fields."""
     if as_json:
         out.put_json(made)
     else:
         out.console().print(text.format(**made))
+    return 0

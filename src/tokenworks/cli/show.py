@@ -29,8 +29,6 @@ def receipt_show(receipt: str | None = None, /, *, owner: bool = False, as_json:
         Its id, from the header x-tokenworks-receipt; the latest without it.
     owner:
         Show what the owner of the account sees instead.
-    as_json:
-        Print JSON.
     """
     data = data_directory()
     if receipt is None:
@@ -55,8 +53,6 @@ def receipt_list(*, account: str | None = None, limit: int = 20, as_json: Json =
         Only this account's.
     limit:
         How many.
-    as_json:
-        Print JSON.
     """
     found = ask(data_directory(), "receipts", account=account, limit=limit)
     if as_json:
@@ -131,6 +127,7 @@ def _rate(name: str, value: Any, currency: str) -> str | None:
         "nano_per_kwh": lambda v: f"{out.money(v, currency)}/kWh",
         "ug_per_kwh": lambda v: f"{v / 1e6:g} g CO2e/kWh",
         "nano_per_hour": lambda v: f"{out.money(v, currency)}/h for the device",
+        "decode_milli_tps": lambda v: f"{v / 1_000:,.1f} tokens/s of a lone request",
         "permille": lambda v: f"+{v / 10:g} % of IT energy",
     }
     return rates[name](value) if name in rates else None
@@ -178,8 +175,6 @@ def cake(*, last: Annotated[str | None, Parameter(name="--last")] = None, as_jso
     ----------
     last:
         Only this much of the past, like "1 h" or "7 d"; everything without it.
-    as_json:
-        Print JSON.
     """
     data = data_directory()
     since_ns = 0 if last is None else WallClock().now_ns() - parse(re.sub(r"(\d)([a-z])", r"\1 \2", last), "time")

@@ -12,7 +12,7 @@ from tokenworks.cli import out
 from tokenworks.cli.reach import get, grid_key, request
 from tokenworks.core.errors import EngineFailed
 
-Json = Annotated[bool, Parameter(name="--json", negative="")]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 
 
 def chat(
@@ -39,8 +39,6 @@ def chat(
         The longest answer.
     temperature:
         0 for the likeliest answer.
-    as_json:
-        Print the answer, its usage and its receipt as one JSON document instead.
     """
     key = grid_key()
     model = model or get("/v1/models", key)["data"][0]["id"]
@@ -119,6 +117,11 @@ def status(*, as_json: Json = False) -> int:
     ]
     columns = ("replica", "model", "site", "state", "running", "prefill tok/s", "decode tok/s", "restarts", "")
     console.print(out.table("", columns, rows, right=("running", "prefill tok/s", "decode tok/s", "restarts")))
+    if len(found["gateways"]) > 1:
+        numbers = ("pid", "requests", "open_holds", "restarts")
+        each = [(g["name"], *(g[number] for number in numbers)) for g in found["gateways"]]
+        heads = ("gateway", *(number.replace("_", " ") for number in numbers))
+        console.print(out.table("", heads, each, right=heads[1:]))
     return 0 if ready else 1
 
 

@@ -10,13 +10,15 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import uvloop
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
-from tokenworks import compose, datadir, grid, gridfile
+from tokenworks import calibrations, compose, datadir, grid, gridfile
 from tokenworks.cli.out import note
 from tokenworks.cli.reach import configured_host, configured_port
 from tokenworks.engine.models import catalogue
+from tokenworks.gridfile import WORKERS_MAX
 
 
 def up(
@@ -24,6 +26,7 @@ def up(
     grid_file: Annotated[Path | None, Parameter(name=["--grid", "-g"])] = None,
     host: str | None = None,
     port: int | None = None,
+    workers: Annotated[int | None, Parameter(validator=validators.Number(gte=1, lte=WORKERS_MAX))] = None,
     verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")] = False,
 ) -> int:
     """Run a grid on this machine, in the foreground. Stop it with Ctrl-C.
@@ -36,6 +39,8 @@ def up(
         Where to listen; TOKENWORKS_HOST or 127.0.0.1.
     port:
         TOKENWORKS_PORT or 8080; 0 takes a free one.
+    workers:
+        Gateway processes on that port; as the grid file says, or 1.
     verbose:
         Log what happens inside.
     """
@@ -44,7 +49,10 @@ def up(
     )
     data = datadir.data_directory()
     host, port = host or configured_host(), configured_port() if port is None else port
-    plan = compose.plan(gridfile.load(grid_file) if grid_file else gridfile.default_grid())
+    described = gridfile.load(grid_file) if grid_file else gridfile.default_grid()
+    if workers is not None:
+        described = msgspec.structs.replace(described, gateway=gridfile.Gateway(workers=workers))
+    plan = calibrations.applied(compose.plan(described), calibrations.read_all(data))
     datadir.prepare(data)
     with datadir.locked(data):
         grid.check_currency(data, plan)
@@ -73,6 +81,8 @@ def _introduce(plan: compose.Plan, data: Path) -> None:
     for replica in plan.replicas:
         where = f"at {replica.url}" if replica.url else f"{replica.threads} thread(s), {replica.slots} slots"
         note(f"  replica {replica.name}: {replica.model}, {where}, {replica.context_tokens} tokens of context")
+        if replica.decode_tps:
+            note(f"    calibrated: {replica.decode_tps:,.0f} tokens/s of a lone request")
         model = catalogue().get(replica.model)
         if model and replica.driver == "embedded":
             note(f"    {model.note}")

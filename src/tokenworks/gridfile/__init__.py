@@ -7,6 +7,18 @@ raises GridFileError with file, line, path (arrays counted from 1: ``site[1]`` i
 from __future__ import annotations
 
 from tokenworks.gridfile.read import SIZE_MAX, default_grid, load, parse
-from tokenworks.gridfile.tables import EMBEDDED_MODEL, Device, GridFile, Replica, Site
+from tokenworks.gridfile.tables import EMBEDDED_MODEL, WORKERS_MAX, Device, Gateway, GridFile, Replica, Site
 
-__all__ = ["EMBEDDED_MODEL", "SIZE_MAX", "Device", "GridFile", "Replica", "Site", "default_grid", "load", "parse"]
+__all__ = [
+    "EMBEDDED_MODEL",
+    "SIZE_MAX",
+    "WORKERS_MAX",
+    "Device",
+    "Gateway",
+    "GridFile",
+    "Replica",
+    "Site",
+    "default_grid",
+    "load",
+    "parse",
+]

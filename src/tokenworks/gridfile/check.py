@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from tokenworks.core.errors import nearest
 from tokenworks.gridfile.place import At, PlaceError
+from tokenworks.gridfile.power import check_power
 from tokenworks.gridfile.tables import EMBEDDED_MODEL, GridFile, Replica
 
 
@@ -28,7 +29,8 @@ def fill(raw: dict[str, Any]) -> None:
             raise PlaceError(("replica", index, "site"), "is missing, and there are several sites", f"one of {names}")
         site = replica.setdefault("site", sites[0]["name"])
         replica.setdefault("name", f"{site}-{sum(each['site'] == site for each in replicas[: index + 1])}")
-        replica.setdefault("driver", "external" if "url" in replica else "embedded")
+        outside = "url" in replica or replica.get("engine") == "any-llm"
+        replica.setdefault("driver", "process" if "command" in replica else "external" if outside else "embedded")
         devices = next((each.get("device") for each in sites if each["name"] == site), None)
         if devices:
             replica.setdefault("device", devices[0]["id"])
@@ -39,6 +41,11 @@ def check(grid: GridFile) -> None:
     exchange = grid.exchange
     if exchange.store is not None and not exchange.store.startswith(("postgresql://", "postgres://")):
         raise PlaceError(("exchange", "store"), "is not a PostgreSQL address", 'like "postgresql://host/database"')
+    for index, key in enumerate(exchange.price_keys):
+        if exchange.price_file is None:
+            raise PlaceError(("exchange", "price_keys"), "there is no price_file whose signatures they could check")
+        if not re.fullmatch("[0-9a-f]{64}", key):
+            raise PlaceError(("exchange", "price_keys", index), "is no public key", "tokenworks price sign prints it")
     sites = _unique([site.name for site in grid.sites], ("site",), "name")
     _unique([replica.name for replica in grid.replicas], ("replica",), "name")
     models = [replica.model for replica in grid.replicas]
@@ -50,8 +57,7 @@ def check(grid: GridFile) -> None:
         _unique([device.id for device in site.devices], (*at, "device"), "id")
         if site.pue_permille is not None and site.pue_permille < 1000:
             raise PlaceError((*at, "pue"), "is below 1: a site takes at least what its devices take")
-        if site.supply.interval_ns == 0:
-            raise PlaceError((*at, "supply", "interval"), "must be longer than 0 s")
+        check_power(site, at)
         for number, device in enumerate(site.devices):
             if device.idle_mw is not None and device.max_mw is not None and device.max_mw < device.idle_mw:
                 raise PlaceError((*at, "device", number, "max"), "is below idle")
@@ -64,26 +70,55 @@ def check(grid: GridFile) -> None:
         _check_upstream(replica, at)
 
 
+_ONLY_FOR = {
+    "url": ("external", "process"),
+    "upstream_model": ("external", "process", "ray"),
+    "api_key_env": ("external", "process", "ray"),
+    "engine": ("external", "process", "ray"),
+    "command": ("process", "ray"),
+    "resources": ("ray",),
+    "cluster": ("ray",),
+}
+"""Which drivers know a key, the likeliest first."""
+_OWNERS = {"external": "an external", "process": "a process or ray", "ray": "a ray"}
+
+
 def _check_upstream(replica: Replica, at: At) -> None:
-    """What an external replica needs and an embedded one must not have. Messages show no secret written by mistake."""
-    if replica.driver == "embedded":
-        for key in ("url", "upstream_model", "api_key_env"):
-            if getattr(replica, key) is not None:
-                raise PlaceError((*at, key), "belongs to an external replica", 'write driver = "external" and url')
-        return
-    if replica.url is None:
+    """What each driver needs and must not have. Messages show no secret written by mistake."""
+    driver, said = replica.driver, {"resources": replica.resources_milli}
+    for key, drivers in _ONLY_FOR.items():
+        if driver not in drivers and said.get(key, getattr(replica, key, None)):
+            hint = f'write driver = "{drivers[0]}"' + (" and url" if drivers[0] == "external" else "")
+            raise PlaceError((*at, key), f"belongs to {_OWNERS[drivers[0]]} replica", hint)
+    if driver in ("process", "ray") and not replica.command:
+        what = f'is missing: the driver "{driver}" starts the engine with it'
+        raise PlaceError((*at, "command"), what, 'like ["vllm", "serve", "{model}", "--port", "{port}"]')
+    if driver == "ray" and not replica.resources_milli:
+        raise PlaceError((*at, "resources"), "is missing: Ray places by it", "like { CPU = 2, NPU = 0.5 }")
+    if replica.sleep_after_ns == 0:
+        raise PlaceError((*at, "sleep_after"), "must be more than 0: it would sleep between two requests")
+    if replica.engine == "any-llm":
+        if ":" not in (replica.upstream_model or ""):
+            what = "must name provider and model: the library is told both"
+            raise PlaceError((*at, "upstream_model"), what, 'like "mistral:mistral-small-latest"')
+    elif driver == "external" and replica.url is None:
         raise PlaceError((*at, "url"), "is missing: an external replica is reached by it")
+    if replica.url is not None:
+        _check_url(replica.url, (*at, "url"))
+    if replica.api_key_env is not None and not re.fullmatch("[A-Z_][A-Z0-9_]*", replica.api_key_env):
+        what = "must be the name of an environment variable in capitals, never the key itself"
+        raise PlaceError((*at, "api_key_env"), what, 'like "UPSTREAM_API_KEY"')
+
+
+def _check_url(written: str, at: At) -> None:
     try:
-        url = urlsplit(replica.url)
-        sound = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and replica.url.isprintable()
+        url = urlsplit(written)
+        sound = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and written.isprintable()
     except ValueError:
         url, sound = urlsplit(""), False
     if not sound or url.username is not None or url.query or url.fragment:
         hint = 'like "http://127.0.0.1:8000/v1", without user, password or query'
-        raise PlaceError((*at, "url"), "is not an http or https address", hint)
-    if replica.api_key_env is not None and not re.fullmatch("[A-Z_][A-Z0-9_]*", replica.api_key_env):
-        what = "must be the name of an environment variable in capitals, never the key itself"
-        raise PlaceError((*at, "api_key_env"), what, 'like "UPSTREAM_API_KEY"')
+        raise PlaceError(at, "is not an http or https address", hint)
 
 
 def _unique(names: list[str], at: At, key: str) -> list[str]:

@@ -38,7 +38,7 @@ def quantities(table: type[msgspec.Struct], raw: Any, at: At, currency: str) -> 
             near = nearest(key, fields)
             hint = f"did you mean {near!r}?" if near else "known here: " + ", ".join(fields)
             raise PlaceError(here, "unknown key", hint)
-        for kind in _members(fields[key].type):
+        for kind in dict.fromkeys(_members(fields[key].type)):  # one table or several: the same table
             if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
                 for index, item in enumerate(value) if isinstance(value, list) else ((None, value),):
                     quantities(kind, item, here if index is None else (*here, index), currency)
@@ -67,6 +67,10 @@ def _quantity(kind: str, example: str, value: Any, at: At, currency: str) -> Any
     example = "like " + example.replace("USD", currency)
     if kind == "mix":
         return _mix(value, at, example)
+    if kind == "amounts":
+        if not isinstance(value, dict):
+            raise PlaceError(at, "must be a table of names and amounts", example)
+        return {name: _number(amount, (*at, name), "like 0.5", micro=False) for name, amount in value.items()}
     try:
         if kind in ("stu", "pue"):
             amount = _number(value, at, example, micro=kind == "stu")

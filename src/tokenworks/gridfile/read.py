@@ -34,11 +34,18 @@ def load(path: Path) -> GridFile:
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise GridFileError(f"{path}: cannot be read: {reason}") from error
-    return parse(text, str(path))
+    grid = parse(text, str(path), path.parent)
+    if grid.exchange.price_file is None:
+        return grid
+    beside = str(path.parent / grid.exchange.price_file)
+    return msgspec.structs.replace(grid, exchange=msgspec.structs.replace(grid.exchange, price_file=beside))
 
 
-def parse(text: str, name: str) -> GridFile:
-    """Read a grid file's text; ``name`` is what errors call it. Raises GridFileError for the first thing wrong."""
+def parse(text: str, name: str, folder: Path = Path()) -> GridFile:
+    """Read a grid file's text; ``name`` is what errors call it, files of signals are beside it, in ``folder``.
+
+    Raises GridFileError for the first thing wrong.
+    """
     if len(text) > SIZE_MAX:
         raise GridFileError(f"{name}: over 1 MB", hint="is this a grid file?")
     try:
@@ -52,6 +59,7 @@ def parse(text: str, name: str) -> GridFile:
         quantities(GridFile, raw, (), currency_of(raw))
         _convert(raw)
         fill(raw)
+        _beside(raw, folder)
         grid = _convert(raw)
         check(grid)
     except PlaceError as error:
@@ -59,6 +67,14 @@ def parse(text: str, name: str) -> GridFile:
         places = (f"{name}:{number}" if number else name, where(error.at), error.what[:300])
         raise GridFileError(": ".join(place for place in places if place), hint=error.hint) from error
     return grid
+
+
+def _beside(node: Any, folder: Path) -> None:
+    """Make the paths of all files of signals relative to the folder, in place."""
+    if isinstance(node, dict) and "file" in node and "column" in node:
+        node["file"] = str(folder / node["file"])
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _beside(child, folder)
 
 
 def _convert(raw: dict[str, Any]) -> GridFile:

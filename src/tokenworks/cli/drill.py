@@ -1,0 +1,270 @@
+"""``tokenworks drill`` and ``site status``: what the grid asks of a site, and how it answers."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from tokenworks.cli import out
+from tokenworks.cli.reach import get, grid_key, request
+from tokenworks.cli.talk import Json
+from tokenworks.core.clock import WallClock
+from tokenworks.core.errors import BadRequest, NotFound, TokenworksError, nearest
+from tokenworks.core.units import NS_PER_MS, NS_PER_S, parse, parse_price
+from tokenworks.datadir import currency_of, data_directory
+
+BEFORE_S, AFTER_S = 5, 5
+PROBE_EVERY_S = 0.5
+
+
+def drill(
+    *,
+    curtail: str,
+    for_: Annotated[str, Parameter(name="--for")] = "10m",
+    site: str | None = None,
+    pay: str | None = None,
+    as_json: Json = False,
+) -> int:
+    """Play a grid event on the running grid and show the answer, second by second. Ctrl-C ends the event.
+
+    Two short requests a second are sent meanwhile as an interactive client would; they are billed to the first account.
+    Exit status 1 when one of them failed, or when the power never fell to the target.
+
+    Parameters
+    ----------
+    curtail:
+        How much less than before, like 25%.
+    for_:
+        How long, like 10m or 90s.
+    site:
+        Which site; the only one without it.
+    pay:
+        What the grid would pay, like "0.40 USD/kWh".
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d)?)\s*%", curtail)
+    if found is None or not 0 < float(found[1]) <= 100:
+        raise BadRequest(f"--curtail {curtail!r} is no share", hint="like 25%")
+    long_ns = parse(re.sub(r"(\d)\s*m$", r"\1 min", re.sub(r"(\d)([a-z])", r"\1 \2", for_)), "time")
+    asked = {"cut_permille": round(float(found[1]) * 10)}
+    if pay is not None:
+        asked["pay_nano_per_kwh"] = parse_price(pay, "kWh", currency_of(data_directory()))
+    played = _Drill(site, as_json)
+    with _probing() as probes:
+        summary = played.play(asked, long_ns, probes)
+    if as_json:
+        out.put_json({"seconds": played.seconds, **summary})
+    else:
+        _print_summary(summary)
+    return 0 if summary["interactive_failed"] == 0 and summary["seconds_to_target"] is not None else 1
+
+
+class _Drill:
+    """One event, from before its beginning to after its end."""
+
+    def __init__(self, site: str | None, quiet: bool) -> None:
+        self._clock, self._quiet, self._key = WallClock(), quiet, grid_key(admin=True)
+        self._site, self._wait = site or _status(site, self._key)["site"], threading.Event().wait
+        self.seconds: list[dict[str, Any]] = []
+
+    def play(self, asked: dict[str, int], long_ns: int, probes: list[tuple[int, int | None]]) -> dict[str, Any]:
+        """Raises Unreachable when the grid goes away."""
+        marks = [self._clock.now_ns()]
+        self._watch("before", probes, lambda n: n < BEFORE_S)
+        start_ns = self._clock.now_ns()
+        event = {
+            "id": f"drill-{start_ns}",
+            "kind": "curtail",
+            "start_ns": start_ns,
+            "end_ns": start_ns + long_ns,
+            **asked,
+        }
+        marks.append(start_ns)
+        try:
+            self._post(event)
+            self._watch("during", probes, lambda _: self._clock.now_ns() < start_ns + long_ns)
+        except KeyboardInterrupt:
+            out.note("the event is ended")
+        finally:
+            self._post(event | {"cancelled": True})
+        marks.append(self._clock.now_ns())
+        self._watch("after", probes, lambda n: n < AFTER_S)
+        return self._summary(event, [*marks, self._clock.now_ns()], probes)
+
+    def _post(self, event: dict[str, Any]) -> None:
+        with request("POST", f"/v1/grid-events?site={self._site}", self._key, event) as response:
+            response.read()
+
+    def _watch(self, phase: str, probes: list[tuple[int, int | None]], more: Callable[[int], bool]) -> None:
+        number = 0
+        while more(number):
+            self._wait(1.0)
+            number += 1
+            now, page = _status(self._site, self._key), get("/v1/status", self._key)
+            took = [ns for at_ns, ns in probes if ns is not None and at_ns > self._clock.now_ns() - 2 * NS_PER_S]
+            second = {
+                "phase": phase, "second": number, "power_mw": now["power_mw"], "power": now["power"],
+                "max_mw": now["max_mw"], "step": now["order"] and now["order"]["step"], "running": now["running"],
+                "waiting": sum(gateway["waiting"] for gateway in page["gateways"]),
+                "latency_ms": took[-1] // NS_PER_MS if took else None,
+            }  # fmt: skip
+            self.seconds.append(second)
+            if not self._quiet:
+                target = f" of {second['max_mw'] / 1000:,.1f} W" if second["max_mw"] is not None else ""
+                sys.stdout.write(
+                    f"{phase:6} {number:4} s  {second['power_mw'] / 1000:9,.1f} W{target} ({second['power']})  "
+                    f"running {second['running']}, waiting {second['waiting']}, latency {second['latency_ms']} ms\n"
+                )
+                sys.stdout.flush()
+
+    def _summary(
+        self, event: dict[str, Any], marks: Sequence[int], probes: list[tuple[int, int | None]]
+    ) -> dict[str, Any]:
+        known: dict[str, Any] = next(
+            (e for e in _status(self._site, self._key)["events"] if e["id"] == event["id"]), {}
+        )
+        powers = {p: [s["power_mw"] for s in self.seconds if s["phase"] == p] for p in ("before", "during", "after")}
+        target_mw = next((s["max_mw"] for s in self.seconds if s["max_mw"] is not None), None)
+        below = [
+            n for n in range(len(powers["during"])) if target_mw is not None and _below(powers["during"][n:], target_mw)
+        ]
+        before_mw = known.get("baseline_mw") or 0
+        settled_mw = _mean(powers["during"][below[0] :]) if below else _mean(powers["during"][-3:])
+        phases = zip(powers, marks, marks[1:], strict=False)
+        return {
+            "site": self._site, "event": event["id"], "power": self.seconds[-1]["power"], "target_mw": target_mw,
+            "baseline_mw": before_mw, "held_mw": settled_mw,
+            "cut_percent": round(100 * (1 - settled_mw / before_mw), 1) if before_mw else None,
+            "seconds_to_target": below[0] + 1 if below else None,
+            "interactive_failed": sum(ns is None for _, ns in probes),
+            "latency_ms": {name: _percentiles(ns for at, ns in probes if a <= at < b) for name, a, b in phases},
+            "waiting_max": max(second["waiting"] for second in self.seconds),
+            **{name: known.get(name) for name in ("asked_mj", "delivered_mj", "short_mj", "nano", "avoided_nano")},
+        }  # fmt: skip
+
+
+def _below(powers: Sequence[int], target_mw: int) -> bool:
+    """It is at the target and stays there: the mean of all that follows, and of the next seconds."""
+    return _mean(powers) <= target_mw and _mean(powers[:3]) <= target_mw
+
+
+def _mean(numbers: Sequence[int]) -> int:
+    return sum(numbers) // len(numbers) if numbers else 0
+
+
+def _percentiles(took: Iterator[int | None]) -> dict[str, int | None]:
+    """Nearest rank; None: nothing was answered then."""
+    known = sorted(ns for ns in took if ns is not None)
+    ranks = {name: math.ceil(share * len(known)) - 1 for name, share in (("p50", 0.5), ("p99", 0.99))}
+    return {name: known[rank] // NS_PER_MS if known else None for name, rank in ranks.items()}
+
+
+@contextmanager
+def _probing() -> Iterator[list[tuple[int, int | None]]]:
+    """Ask for one token twice a second until left: when each was sent, and how long it took; None: it failed."""
+    key, clock, done, took = grid_key(), WallClock(), threading.Event(), list[tuple[int, int | None]]()
+    model = next((each["id"] for each in get("/v1/models", key)["data"] if each["ready"]), None)
+    if model is None:
+        raise NotFound("no model can serve now", hint="tokenworks status shows the replicas")
+    body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+
+    def probe() -> None:
+        while not done.is_set():
+            began_ns = clock.now_ns()
+            try:
+                with request("POST", "/v1/chat/completions", key, body) as response:
+                    response.read()
+                took.append((began_ns, clock.now_ns() - began_ns))
+            except TokenworksError:
+                took.append((began_ns, None))
+            done.wait(max(0.0, PROBE_EVERY_S - (clock.now_ns() - began_ns) / NS_PER_S))
+
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    try:
+        yield took
+    finally:
+        done.set()
+        thread.join(5)
+
+
+def _print_summary(found: dict[str, Any]) -> None:
+    console, currency = out.console(), currency_of(data_directory())
+    reached = found["seconds_to_target"]
+    console.print(
+        f"\n{found['site']}: {found['power']} power {found['baseline_mw'] / 1000:,.1f} W before, "
+        f"{found['held_mw'] / 1000:,.1f} W held, a cut of {found['cut_percent']} %; "
+        + (f"at the target after {reached} s" if reached is not None else "the target was not reached")
+    )
+    rows = [(name, each["p50"], each["p99"]) for name, each in found["latency_ms"].items()]
+    columns = ("interactive", "p50 ms", "p99 ms")
+    console.print(out.table("", columns, rows, right=columns[1:]))
+    console.print(f"{found['interactive_failed']} interactive requests failed; at most {found['waiting_max']} waited")
+    paid, avoided = out.money(found["nano"], currency), out.money(found["avoided_nano"], currency)
+    console.print(
+        f"delivered {out.energy(found['delivered_mj'])} of {out.energy(found['asked_mj'])}; "
+        f"the event pays {paid or 'nothing known'}, energy not bought {avoided or 'of unknown price'}"
+    )
+
+
+def _status(site: str | None, key: str) -> dict[str, Any]:
+    sites = {each["site"]: each for each in get("/v1/status", key)["sites"]}
+    if site is None and len(sites) > 1:
+        raise BadRequest("which site is meant?", hint=f"--site, one of {', '.join(sites)}")
+    if site is not None and site not in sites:
+        near = nearest(site, sites)
+        raise NotFound(f"there is no site {site!r}", hint=f"did you mean {near!r}?" if near else None)
+    found: dict[str, Any] = sites[site] if site is not None else next(iter(sites.values()))
+    return found
+
+
+def site_status(site: str | None = None, /, *, as_json: Json = False) -> int:
+    """Power, limits, meters and the last interval of every site.
+
+    Parameters
+    ----------
+    site:
+        Only this one.
+    """
+    key = grid_key(admin=True)
+    sites = get("/v1/status", key)["sites"] if site is None else [_status(site, key)]
+    if as_json:
+        out.put_json(sites)
+        return 0
+    console, currency = out.console(), currency_of(data_directory())
+    for each in sites:
+        asked = f", no more than {each['max_mw'] / 1000:,.1f} W" if each["max_mw"] is not None else ", no limit"
+        power = "unknown" if each["power_mw"] is None else f"{each['power_mw'] / 1000:,.1f} W ({each['power']})"
+        console.print(f"[bold]{each['site']}[/bold]  {power}{asked}, {each['running']} running")
+        if each["contact"] is not None:
+            console.print(f"  contact from {each['contact']['start']} to {each['contact']['end']}")
+        if each["openadr"] is not None:
+            console.print(f"  OpenADR server: {each['openadr']}")
+        for event in each["events"]:
+            ended = ", cancelled" if event["cancelled"] else ""
+            console.print(f"  event {event['id']}: {event['kind']} from {event['start']} to {event['end']}{ended}")
+        for meter in each["meters"]:
+            watts = "silent" if meter["power_mw"] is None else f"{meter['power_mw'] / 1000:,.1f} W"
+            console.print(f"  meter of {meter['meters']}: {watts} {meter['wrong']}".rstrip())
+        last = each["interval"]
+        if last is None:
+            console.print("  no interval was closed yet")
+            continue
+        pue = f"{last['pue_ppm'] / 1e6:.3f}" if last["pue_ppm"] else "unknown"
+        water = "unknown" if last["water_ul"] is None else f"{last['water_ul'] / 1e6:,.3f} l"
+        console.print(
+            f"  last interval to {last['end']}: {out.energy(last['meter_mj'])} ({last['meter']}), "
+            f"{out.money(last['bill_nano'], currency) or 'price unknown'}, "
+            f"{out.carbon(last['carbon_ug']) or 'carbon unknown'}"
+        )
+        quality = last["quality_permille"] / 10
+        console.print(f"  PUE {pue}, water {water}, {quality:g} % placed by readings, from {last['supply']}")
+        for note in last["notes"]:
+            console.print(f"  note: {note}")
+    return 0

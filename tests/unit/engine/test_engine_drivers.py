@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -323,7 +324,12 @@ def descendants(pid: int) -> list[int]:
 
 def engines() -> list[int]:
     mine = descendants(os.getpid())
-    return [pid for pid in mine if ENGINE.name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"/")[-1]]
+    found = []
+    for pid in mine:
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            if ENGINE.name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"/")[-1]:
+                found.append(pid)
+    return found
 
 
 async def test_any_command_is_an_engine(tmp_path: Path) -> None:

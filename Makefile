@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help fast up test test-vllm check bench bench-exchange bench-gateway bench-place bench-power bench-drill bench-calibrate bench-perf chaos-exchange lock clean
+.PHONY: help fast test-fast up test test-vllm check bench bench-exchange bench-gateway bench-place bench-power bench-drill bench-calibrate bench-perf chaos-exchange lock clean
 
 PYTHON ?= python3
 ARGS ?=
@@ -20,6 +20,10 @@ up: .venv/.run-ready ## Start the grid in the foreground; ARGS="--grid examples/
 	@exec $(BIN)/tokenworks up $(ARGS)
 
 fast: build/fast/.done ## Compile the request path with mypyc (needs a C compiler); then: PYTHONPATH=build/fast make up
+
+test-fast: build/fast/.done ## The tests of the request path on the compiled modules
+	@PYTHONPATH=build/fast $(BIN)/python -m pytest tests/unit/exchange/test_exchange_budget.py \
+		tests/unit/exchange/test_exchange_leases.py tests/unit/agents tests/integration/agents $(ARGS)
 
 test: check ## Linters, then all tests; ARGS are for pytest
 	@echo "model: fetching it unless it is there"
@@ -69,13 +73,14 @@ bench-drill: .venv/.dev-ready ## Play a grid event on the embedded grid under lo
 chaos-exchange: .venv/.dev-ready ## 200 rounds of kill -9 and pauses, on SQLite and on PostgreSQL, then the audit
 	@$(BIN)/python -m bench.chaos.suite $(ARGS)
 
-# What every request runs through. The sources stay the truth: the copy is compiled as it stands.
+# What every request runs through. The sources stay the truth: the copy is compiled as it stands. The life of a request and
+# the client to the engines are not in it: compiled, they did not bear being cancelled in the middle of a stream.
 FAST := $(patsubst %,tokenworks/%.py,exchange/desk exchange/budget exchange/journal/journal exchange/journal/frames \
-	exchange/journal/waiters agents/life agents/promise agents/answers agents/metrics core/ids core/clock core/units \
-	engine/wire engine/http engine/openai_compatible engine/sse engine/record engine/usage)
+	exchange/journal/waiters agents/answers agents/metrics core/ids core/clock core/units engine/sse engine/record \
+	engine/usage)
 
-build/fast/.done: $(shell find src -name '*.py') .venv/.dev-ready
-	@echo "fast: compiling the request path with mypyc, half a minute"
+build/fast/.done: $(shell find src -name '*.py') Makefile .venv/.dev-ready
+	@echo "fast: compiling the request path with mypyc, one or two minutes"
 	@rm -rf build/fast && mkdir -p build/fast && cp -r src/tokenworks build/fast/
 	@cd build/fast && $(CURDIR)/$(BIN)/mypyc --ignore-missing-imports --disable-error-code import-untyped $(FAST) \
 		> compile.log 2>&1 || { tail -20 compile.log; exit 1; }

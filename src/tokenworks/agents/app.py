@@ -15,8 +15,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tokenworks import __version__
 from tokenworks.agents.answers import error_body
+from tokenworks.agents.cycle import error_headers
 from tokenworks.agents.lane import BODY_BYTES_MAX, TOKEN_ROUTES, bearer
-from tokenworks.agents.life import RECEIPT_HEADER, House
+from tokenworks.agents.life import House
 from tokenworks.core.errors import BadRequest, BodyTooLarge, NotAllowed, NotFound, TokenworksError, nearest
 from tokenworks.exchange.desk import Identity
 
@@ -36,10 +37,7 @@ def json_response(value: object, status: int = 200, headers: dict[str, str] | No
 
 def error_response(error: TokenworksError) -> Response:
     """The OpenAI error shape, its receipt when it has one, and Retry-After where waiting helps."""
-    headers = {"retry-after": str(error.retry_after_s)} if error.retry_after_s is not None else {}
-    if error.receipt is not None:
-        headers[RECEIPT_HEADER.decode()] = error.receipt
-    return json_response(error_body(error), error.status, headers)
+    return json_response(error_body(error), error.status, error_headers(error))
 
 
 async def read_body(scope: Scope, receive: Receive) -> bytes | None:

@@ -40,14 +40,12 @@ class Carrier(Protocol):
         ...
 
 
-def error_lines(error: TokenworksError) -> bytes:
-    """Its receipt when it has one, and Retry-After where waiting helps, as header lines."""
-    lines = b""
-    if error.retry_after_s is not None:
-        lines += b"retry-after: %d\r\n" % error.retry_after_s
+def error_headers(error: TokenworksError) -> dict[str, str]:
+    """Its receipt when it has one, and Retry-After where waiting helps."""
+    headers = {"retry-after": str(error.retry_after_s)} if error.retry_after_s is not None else {}
     if error.receipt is not None:
-        lines += b"%b: %b\r\n" % (RECEIPT_HEADER, error.receipt.encode())
-    return lines
+        headers[RECEIPT_HEADER.decode()] = error.receipt
+    return headers
 
 
 class Cycle:
@@ -105,7 +103,8 @@ class Cycle:
 
     def fail(self, error: TokenworksError) -> None:
         """Answer with an error instead."""
-        self._write(error.status, error_lines(error), _encode(error_body(error, self.endpoint)))
+        lines = "".join(f"{name}: {value}\r\n" for name, value in error_headers(error).items())
+        self._write(error.status, lines.encode(), _encode(error_body(error, self.endpoint)))
 
     def _write(self, status: int, headers: bytes, body: bytes) -> None:
         self.started = True

@@ -292,10 +292,11 @@ class Desk:
         ustu, money = prices.exact(model, usage, account.price_class)
         list_nano = -(-money // TOKENS_PER_PRICE)
         burned: list[tuple[Purse, int]] = []
-        if hold.parts and ustu:
+        covered = 0
+        if hold.parts:
             burned = budget.burn(hold, ustu)
-            money = money * (ustu - sum([part for _, part in burned])) // ustu
-        nano = self._rater.carry((account.id, account.price_class, "standard", model), money)
+            covered = sum([part for _, part in burned])
+        nano = self._rater.charge((account.id, account.price_class, "standard", model), ustu, money, covered)
         charged_ustu = ustu if ustu < held_ustu else held_ustu
         charged_nano = nano if nano < held_nano else held_nano
         settlement = Settlement(

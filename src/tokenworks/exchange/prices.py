@@ -144,12 +144,15 @@ class Rater:
         They never exceed ``Prices.price`` of the same usage, so a hold of ``Prices.worst`` covers them.
         """
         ustu, money = self.prices.at(arrived_ns).exact(model, usage, price_class, tier)
+        return ustu, self.charge((account, price_class, tier, model), ustu, money, covered_ustu)
+
+    def charge(self, key: tuple[str, str, str, str], ustu: int, money: int, covered_ustu: int = 0) -> int:
+        """Whole nano of an exact price, as far as grants do not cover it, and of what was left over before.
+
+        ``key`` is (account, class, tier, model), ``money`` in millionths of a nano.
+        """
         if covered_ustu and ustu:
             money = money * max(0, ustu - covered_ustu) // ustu
-        return ustu, self.carry((account, price_class, tier, model), money)
-
-    def carry(self, key: tuple[str, str, str, str], money: int) -> int:
-        """Whole nano of an exact sum and what was left over before, under (account, class, tier, model)."""
         rests = self._rests
         nano, rests[key] = divmod(rests.get(key, 0) + money, TOKENS_PER_PRICE)
         rests.move_to_end(key)

@@ -31,6 +31,14 @@ _LIMITS: dict[Endpoint, tuple[str, ...]] = {
     "responses": ("max_output_tokens",),
 }
 """What limits the output, the first one given."""
+_SAID: dict[Endpoint, str] = {
+    "chat": "messages",
+    "text": "prompt",
+    "embeddings": "input",
+    "messages": "messages",
+    "responses": "input",
+}
+"""Which member has the input."""
 
 
 class _Asked(msgspec.Struct):
@@ -93,8 +101,10 @@ def parse_request(endpoint: Endpoint, body: bytes, receipt: str, arrived_ns: int
     choices = 1
     if asked.n is not None or asked.best_of is not None:
         choices = max(_whole(asked.n, "n", 1, CHOICES_MAX) or 1, _whole(asked.best_of, "best_of", 1, CHOICES_MAX) or 1)
-    if endpoint == "text":
-        choices *= _prompts(asked.prompt)
+    said = bytes(getattr(asked, _SAID[endpoint]))
+    input_max, prompts = _input_max(endpoint, asked, said)
+    if endpoint == "text":  # each prompt gets answers of its own
+        choices *= prompts
     show_usage = bool(options and options.get("include_usage"))
     if stream and not show_usage and endpoint in ("chat", "text"):
         body = _reporting(body, options)
@@ -105,10 +115,10 @@ def parse_request(endpoint: Endpoint, body: bytes, receipt: str, arrived_ns: int
         body=body,
         stream=bool(stream),
         show_usage=show_usage,
-        input_max=_input_max(endpoint, asked),
+        input_max=input_max,
         output_max=output_max,
         choices=choices,
-        needs=_needs(endpoint, asked),
+        needs=_needs(endpoint, asked, said),
         arrived_ns=arrived_ns,
     )
 
@@ -172,32 +182,31 @@ def _output_max(endpoint: Endpoint, asked: _Asked) -> int | None:
     return None
 
 
-def _input_max(endpoint: Endpoint, asked: _Asked) -> int:
-    """A token of byte-level BPE is at least one byte, and JSON is never shorter than the text in it."""
-    if endpoint == "text":
-        return _prompt_max(asked.prompt, "prompt")
-    if endpoint == "embeddings":
-        return _prompt_max(asked.input, "input")
+def _input_max(endpoint: Endpoint, asked: _Asked, said: bytes) -> tuple[int, int]:
+    """The most tokens of the input, and how many prompts it is.
+
+    A token of byte-level BPE is at least one byte, and JSON is never shorter than the text in it.
+    """
+    if endpoint in ("text", "embeddings"):
+        return _prompt_max(said, _SAID[endpoint])
     around = len(bytes(asked.tools)) + len(bytes(asked.system)) + len(bytes(asked.instructions))
     if endpoint == "responses":
-        if bytes(asked.input)[:1] not in (b'"', b"[") or _empty(asked.input):
+        if said[:1] not in (b'"', b"[") or said in _EMPTY:
             raise BadRequest("input must be text or a list of items, and not empty", param="input")
-        raw = bytes(asked.input)
-        return len(raw) + around + TEMPLATE_TOKENS_MAX * (1 + raw.count(b'"role"') + raw.count(b'"type"'))
-    return _messages_max(bytes(asked.messages)) + around
+        return len(said) + around + TEMPLATE_TOKENS_MAX * (1 + said.count(b'"role"') + said.count(b'"type"')), 1
+    return _messages_max(said) + around, 1
 
 
 def _messages_max(raw: bytes) -> int:
-    wrong = BadRequest("messages must be a list with at least one message", param="messages")
     try:
         messages = _decode_messages(raw or b"null")
     except msgspec.ValidationError as error:
         place = str(error).partition("$[")[2].partition("]")[0]
         if not place.isdigit():
-            raise wrong from None
+            raise _no_messages() from None
         raise _no_role(int(place)) from None
     if not messages:
-        raise wrong
+        raise _no_messages()
     if len(messages) > MESSAGES_MAX:
         raise BadRequest(f"more than {MESSAGES_MAX} messages", param="messages")
     for number, message in enumerate(messages):
@@ -208,35 +217,33 @@ def _messages_max(raw: bytes) -> int:
     return len(raw) + TEMPLATE_TOKENS_MAX * len(messages)
 
 
+def _no_messages() -> BadRequest:
+    return BadRequest("messages must be a list with at least one message", param="messages")
+
+
 def _no_role(number: int) -> BadRequest:
     return BadRequest(f"messages[{number}] needs a role: {_ROLES_TEXT}", param=f"messages[{number}].role")
 
 
-def _prompt_max(raw: msgspec.Raw, name: str) -> int:
-    """Text, a list of texts, a list of tokens, or a list of such lists."""
+def _prompt_max(raw: bytes, name: str) -> tuple[int, int]:
+    """Text, a list of texts, a list of tokens (which is one prompt), or a list of such lists."""
     prompt = msgspec.json.decode(raw) if raw else None
     if isinstance(prompt, str) and prompt:
-        return len(bytes(raw)) + TEMPLATE_TOKENS_MAX
+        return len(raw) + TEMPLATE_TOKENS_MAX, 1
     if isinstance(prompt, list):
         kinds = {type(part) for part in prompt}
         if kinds == {list}:
             kinds = {type(token) for part in prompt for token in part}
             kinds = kinds if kinds == {int} else set()
         if kinds in ({str}, {int}):
-            return len(bytes(raw)) + TEMPLATE_TOKENS_MAX * len(prompt)
+            return len(raw) + TEMPLATE_TOKENS_MAX * len(prompt), 1 if isinstance(prompt[0], int) else len(prompt)
     raise BadRequest(
         f"{name} must be text, a list of texts or a list of tokens, and not empty",
         param=name,
     )
 
 
-def _prompts(raw: msgspec.Raw) -> int:
-    """How many prompts: each of them gets answers of its own. A list of tokens is one."""
-    prompt = msgspec.json.decode(raw) if bytes(raw)[:1] == b"[" else None
-    return len(prompt) if prompt and not isinstance(prompt[0], int) else 1
-
-
-def _needs(endpoint: Endpoint, asked: _Asked) -> frozenset[str]:
+def _needs(endpoint: Endpoint, asked: _Asked, said: bytes) -> frozenset[str]:
     needs = _NEEDS.get(endpoint, _NOTHING)
     if asked.tools is not _ABSENT and not _empty(asked.tools):
         needs |= {"tools"}
@@ -245,7 +252,8 @@ def _needs(endpoint: Endpoint, asked: _Asked) -> frozenset[str]:
         needs |= {"json_schema"}
     if asked.logprobs is not _ABSENT and not _empty(asked.logprobs):
         needs |= {"logprobs"}
-    said = bytes(asked.input if endpoint == "responses" else asked.messages)
+    if endpoint in ("text", "embeddings"):
+        said = bytes(asked.messages)
     if b'"image_url"' in said or b'"input_image"' in said or (endpoint == "messages" and b'"image"' in said):
         needs |= {"images"}
     return needs

@@ -6,13 +6,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.support import exchange as support
 
 from tokenworks.agents.promise import promise
 from tokenworks.brain.route import Offer
 from tokenworks.core.clock import ManualClock
 from tokenworks.core.errors import BudgetSpent, ExchangeDown, UnknownKey
 from tokenworks.core.ids import new_key
-from tokenworks.core.words import Amount, Candidate, Decision, Delivery, Interval, Provenance, Request, Usage
+from tokenworks.core.words import Amount, Candidate, Decision, Delivery, Interval, Request, Usage
 from tokenworks.exchange.budget import Shortage, burns
 from tokenworks.exchange.desk import LEASE_S, Desk, Hold, Identity
 from tokenworks.exchange.journal import START, Journal, Position, read_from
@@ -255,25 +256,7 @@ def test_a_hold_that_cannot_be_written_is_not_held(desk: Desk, disk: Disk) -> No
 
 
 def interval(start_ns: int) -> Interval:
-    return Interval(
-        site="home",
-        supply="grid",
-        start_ns=start_ns,
-        end_ns=start_ns + 1,
-        meter_mj=0,
-        meter=Provenance.MODELLED,
-        scale_ppm=1_000_000,
-        requests=(),
-        services=(),
-        idle_mj=0,
-        idle_nano=None,
-        overhead_mj=0,
-        overhead_nano=None,
-        residual_mj=0,
-        bill_nano=None,
-        carbon_ug=None,
-        idle_device_nano=None,
-    )
+    return support.interval("home", start_ns, end_ns=start_ns + 1)
 
 
 def test_what_the_disk_refused_is_written_later_and_in_order(desk: Desk, disk: Disk) -> None:

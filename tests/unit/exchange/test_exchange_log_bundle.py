@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support import exchange as support
 from tests.support.memory_log import MemoryLog
 
 from tokenworks.cli.log import log_audit, receipt_verify
@@ -69,25 +70,8 @@ def settled(n: int, account: str = "acme", *, decided: bool = True, **changes: A
 
 
 def interval(start_ns: int, *lines: EnergyLine) -> Interval:
-    return Interval(
-        site="home",
-        supply="grid",
-        start_ns=start_ns,
-        end_ns=start_ns + 60,
-        meter_mj=0,
-        meter=Provenance.MEASURED,
-        scale_ppm=1_000_000,
-        requests=lines,
-        services=(),
-        idle_mj=0,
-        idle_nano=None,
-        overhead_mj=0,
-        overhead_nano=None,
-        residual_mj=0,
-        bill_nano=None,
-        carbon_ug=None,
-        idle_device_nano=None,
-    )
+    figures = {"end_ns": start_ns + 60, "meter_mj": 0, "meter": Provenance.MEASURED}
+    return support.interval("home", start_ns, lines, **figures)
 
 
 def line(receipt: str, mj: int, *, ended: bool, carbon: int | None = 7) -> EnergyLine:

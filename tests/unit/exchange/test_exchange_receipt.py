@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support import exchange as support
 
 from tokenworks.core.words import (
     LAYERS,
@@ -77,26 +78,7 @@ ENERGY = EnergySum(
     device_nano=44,
     final=True,
 )
-INTERVAL = Interval(
-    site="home",
-    supply="grid",
-    start_ns=0,
-    end_ns=1,
-    meter_mj=0,
-    meter=Provenance.MEASURED,
-    scale_ppm=1_000_000,
-    requests=(),
-    services=(),
-    idle_mj=0,
-    idle_nano=None,
-    overhead_mj=0,
-    overhead_nano=None,
-    residual_mj=0,
-    bill_nano=None,
-    carbon_ug=None,
-    idle_device_nano=None,
-    mix_permille={"wind": 1_000},
-)
+INTERVAL = support.interval("home", 0, end_ns=1, meter=Provenance.MEASURED, mix_permille={"wind": 1_000})
 SITE = SiteFacts(
     site="home",
     entity="Acme Power",

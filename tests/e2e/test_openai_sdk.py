@@ -157,7 +157,10 @@ async def test_async_client(grid: GridProcess) -> None:
 def test_hanging_up_frees_the_engine_and_is_billed_as_counted(grid: GridProcess) -> None:
     """A client that leaves in mid-stream stops the engine within a second, and pays for what was made until then."""
     client = grid.client()
-    stream = client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=1500, stream=True, temperature=1.5)
+    endless = {"ignore_eos": True}  # of llama.cpp: the answer must not end before the client leaves
+    stream = client.chat.completions.create(
+        model=MODEL, messages=HELLO, max_tokens=1500, stream=True, temperature=1.5, extra_body=endless
+    )
     receipt_id = stream.response.headers["x-tokenworks-receipt"]
     for number, _ in enumerate(stream):
         if number == 5:

@@ -240,7 +240,7 @@ SELECT leaf, seq, cum_ustu, cum_nano, doc FROM receipt WHERE id = :receipt;
 SELECT e.leaf, e.ended, i.doc, e.energy_mj, e.energy_nano, e.overhead_mj, e.overhead_nano, e.carbon_ug, e.slice_ns,
        e.device_nano
 FROM energy_line AS e JOIN interval AS i ON i.site = e.site AND i.start_ns = e.start_ns
-WHERE e.receipt = :receipt ORDER BY e.leaf;
+WHERE e.receipt = :receipt ORDER BY e.leaf, e.site, e.start_ns;
 
 -- name: last_checkpoint
 SELECT note FROM log_checkpoint ORDER BY size DESC LIMIT 1;

@@ -34,7 +34,8 @@ class Splitter:
 
     def split(self, events: bytes) -> list[bytes]:
         """Whole events one by one. Raises EngineFailed for one that is too large."""
-        found, start = [], 0
+        start = len(events) - len(events.lstrip(b"\r\n"))  # more line ends of the event before, which has gone
+        found = [events[:start]] if start else []
         for blank in _BLANK.finditer(events):
             found.append(events[start : blank.end()])
             start = blank.end()

@@ -206,12 +206,15 @@ streams = st.one_of(
     ),
     st.tuples(st.just(ResponsesReader), st.lists(responses, max_size=20).map(lambda made: made + RESPONSES_END)),
 )
+A = delta({"content": "a"}, True, False, b"\n")
 places = st.lists(st.integers(0, 1 << 20), max_size=25)
 
 
 @settings(max_examples=250, deadline=None)
 @given(streams, places, places, st.integers(1, 40))
-@example((Reader, [delta({"content": "a"}, True, False, b"\n")] * 50 + CHAT_END), [], [], 3)
+@example((Reader, [A] * 50 + CHAT_END), [], [], 3)
+@example((Reader, [A, Told(b"\n\n"), *CHAT_END]), [len(A.raw) + 1], [], 40)
+@example((Reader, [A, Told(b"\n\n"), *CHAT_END]), [len(A.raw) + 1], [], 1)
 async def test_blocks_come_out_as_if_every_event_was_read(
     stream: tuple[type[Reader], list[Told]], chunks: list[int], packets: list[int], slice_chunks: int
 ) -> None:

@@ -73,11 +73,12 @@ bench-drill: .venv/.dev-ready ## Play a grid event on the embedded grid under lo
 chaos-exchange: .venv/.dev-ready ## 200 rounds of kill -9 and pauses, on SQLite and on PostgreSQL, then the audit
 	@$(BIN)/python -m bench.chaos.suite $(ARGS)
 
-# What every request runs through. The sources stay the truth: the copy is compiled as it stands. The life of a request and
-# the client to the engines are not in it: compiled, they did not bear being cancelled in the middle of a stream.
+# What every request runs through. The sources stay the truth: the copy is compiled as it stands. What is written as a
+# coroutine is not in it: compiled, coroutines did not bear being cancelled.
 FAST := $(patsubst %,tokenworks/%.py,exchange/desk exchange/budget exchange/journal/journal exchange/journal/frames \
-	exchange/journal/waiters agents/answers agents/metrics core/ids core/clock core/units engine/sse engine/record \
-	engine/usage)
+	exchange/journal/waiters agents/answers agents/cycle agents/heads agents/metrics agents/settling agents/shape \
+	agents/worst brain/route core/ids core/clock core/units engine/events engine/sse engine/record engine/usage \
+	engine/wire)
 
 build/fast/.done: $(shell find src -name '*.py') Makefile .venv/.dev-ready
 	@echo "fast: compiling the request path with mypyc, one or two minutes"

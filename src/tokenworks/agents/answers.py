@@ -50,7 +50,7 @@ def with_receipt(body: bytes, settled: Settlement) -> bytes:
         return body
     members = end[:-1].rstrip()
     comma = b"" if members.endswith(b"{") else b","
-    return members + comma + b'"tokenworks":' + _encode(receipt_object(settled)) + b"}"
+    return b'%b%b"tokenworks":%b}' % (members, comma, _encode(receipt_object(settled)))
 
 
 def error_event(error: TokenworksError, endpoint: Endpoint = "chat") -> bytes:

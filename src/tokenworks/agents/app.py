@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from tokenworks import __version__
 from tokenworks.agents.answers import error_body
 from tokenworks.agents.cycle import error_headers
-from tokenworks.agents.lane import BODY_BYTES_MAX, TOKEN_ROUTES, bearer
+from tokenworks.agents.heads import BODY_BYTES_MAX, TOKEN_ROUTES, bearer
 from tokenworks.agents.life import House
 from tokenworks.core.errors import BadRequest, BodyTooLarge, NotAllowed, NotFound, TokenworksError, nearest
 from tokenworks.exchange.desk import Identity

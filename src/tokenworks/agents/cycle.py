@@ -13,12 +13,13 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from tokenworks.agents.answers import error_body
+from tokenworks.agents.heads import Headers
 from tokenworks.agents.life import RECEIPT_HEADER, Flow
 from tokenworks.core.errors import TokenworksError
+from tokenworks.core.steps import Steps
 from tokenworks.core.words import Endpoint
 
 _encode = msgspec.json.Encoder().encode
-Headers = list[tuple[bytes, bytes]]
 
 
 class Carrier(Protocol):
@@ -52,8 +53,8 @@ class Cycle:
     """One request for tokens and its answer: the Reply port over the socket."""
 
     __slots__ = (
-        "body", "chunked", "disconnected", "endpoint", "flow", "headers", "keep_alive", "message_event", "more_body",
-        "protocol", "response_complete", "size", "started", "task",
+        "body", "chunked", "disconnected", "ended", "endpoint", "flow", "headers", "keep_alive", "message_event",
+        "more_body", "protocol", "response_complete", "size", "started", "steps",
     )  # fmt: skip
 
     def __init__(
@@ -64,10 +65,11 @@ class Cycle:
         self.body: list[bytes] = []
         self.size = 0
         self.more_body = True
-        self.started = self.response_complete = self.disconnected = False
+        self.started = self.response_complete = self.disconnected = self.ended = False
         self.message_event = _NOBODY
         self.flow: Flow | None = None
-        self.task: asyncio.Task[None] | None = None
+        self.steps: Steps | None = None
+        """Its life, once it has begun."""
 
     # What the life of a request says.
 

@@ -7,22 +7,22 @@ request goes the way that uvicorn has for it. Pipelining, keep-alive, limits and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from tokenworks.agents.cycle import Cycle, Headers
+from tokenworks.agents.cycle import Cycle
+from tokenworks.agents.heads import BODY_BYTES_MAX, DEFERRABLE_HEADER, TOKEN_ROUTES, Head, bearer, path_of, remembered
 from tokenworks.agents.life import House, serve
 from tokenworks.agents.once import Once
-from tokenworks.core.errors import BadRequest, BodyTooLarge, TimedOut, TokenworksError
-from tokenworks.core.words import Endpoint
+from tokenworks.core.errors import BadRequest, BodyTooLarge, TimedOut, TokenworksError, UnknownKey
+from tokenworks.core.steps import Steps
 
-BODY_BYTES_MAX = 8 << 20
 HEAD_BYTES_MAX = 65_536
 HEADERS_MAX = 128
 RECEIVE_S = 30.0
@@ -33,28 +33,9 @@ PROBE_S = 0.2
 """Between the two signs of life that are sent to a client that has closed its side while it waits."""
 LINGER_S = 1.0
 """How long a client may go on sending after its last answer."""
-TOKEN_ROUTES: dict[bytes, Endpoint] = {
-    b"/v1/chat/completions": "chat",
-    b"/v1/completions": "text",
-    b"/v1/embeddings": "embeddings",
-    b"/v1/messages": "messages",
-    b"/v1/responses": "responses",
-}
-DEFERRABLE_HEADER = b"x-tokenworks-deferrable"
-"""``true``: the request can wait while the grid asks for less power."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _SIGN = b": still here\n\n"
 """A comment in a stream of events."""
-
-
-def bearer(headers: Headers) -> str | None:
-    """The presented key: ``Authorization: Bearer``, or ``x-api-key``."""
-    for name, value in headers:
-        if name == b"authorization" and value[:7].lower() == b"bearer ":
-            return value[7:].decode("latin-1").strip()
-        if name == b"x-api-key":
-            return value.decode("latin-1").strip()
-    return None
 
 
 class Lane(HttpToolsProtocol):
@@ -71,10 +52,13 @@ class Lane(HttpToolsProtocol):
         self._house, self._once = house, once
         self._latest: Any = None
         """The request that came last, once its head is there."""
-        self._arriving = self._deaf = self._ends = self._hung_up = False
+        self._arriving = self._deaf = self._ends = self._hung_up = self._going_on = False
         self._head_bytes = 0
         self._unread = -1
         """Bytes that a slow client had still to take at the last look."""
+        self._packet = b""
+        """That the latest request began, if it began with one."""
+        self._head: Head | None = None
         self._deadline = self.loop.time() + RECEIVE_S
         self._timer: asyncio.TimerHandle | None = self.loop.call_later(RECEIVE_S, self._look)
 
@@ -90,6 +74,16 @@ class Lane(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
+        if not self._arriving:
+            if (
+                self._head
+                and not self._busy()
+                and not self.flow.write_paused
+                and (body := self._head.body(data)) is not None
+            ):
+                self._again(self._head, body)
+                return
+            self._packet = data
         self._head_bytes += len(data)
         try:
             self.parser.feed_data(data)
@@ -101,6 +95,19 @@ class Lane(HttpToolsProtocol):
             return
         if self._head_bytes > HEAD_BYTES_MAX:
             self._refuse(BadRequest("the head of the request is too large"))
+
+    def _again(self, head: Head, body: bytes) -> None:
+        """A request like the one before it."""
+        desk = self._house.desk
+        if head.identity is None or not desk.knows(head.identity):
+            head.identity = None
+            with contextlib.suppress(UnknownKey):
+                head.identity = desk.identify(head.key)
+        self.cycle = cycle = Cycle(self, head.endpoint, [], keep_alive=True, chunked=True)
+        cycle.more_body = False
+        self._run(
+            cycle, serve(self._house, head.endpoint, head.identity or head.key, body, cycle, deferrable=head.deferrable)
+        )
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """The parser leaves the body to a protocol that we do not speak: let it read the request without the wish."""
@@ -145,8 +152,8 @@ class Lane(HttpToolsProtocol):
         self.pipeline.clear()
         super().connection_lost(exc)
         cycle = self.cycle
-        if isinstance(cycle, Cycle) and cycle.task is not None and not cycle.response_complete:
-            cycle.task.cancel()
+        if isinstance(cycle, Cycle) and cycle.steps is not None and not cycle.ended:
+            cycle.steps.cancel()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -188,13 +195,16 @@ class Lane(HttpToolsProtocol):
         if self._hung_up or self.transport.is_closing():
             raise ValueError("nothing is answered any more")
         self._head_bytes = 0
-        endpoint = TOKEN_ROUTES.get(self.url) or TOKEN_ROUTES.get(_path(self.url))
+        endpoint = TOKEN_ROUTES.get(self.url) or TOKEN_ROUTES.get(path_of(self.url))
         if endpoint is None or self.parser.get_method() != b"POST":
             self._asgi()
         else:
             new = self.parser.get_http_version() != "1.0"
             self._latest = cycle = Cycle(self, endpoint, self.headers, new and self.parser.should_keep_alive(), new)
-            if self._busy():
+            keeps = cycle.keep_alive and not self.expect_100_continue
+            self._head = remembered(self._packet, cycle.endpoint, cycle.headers) if keeps else None
+            self._packet = b""
+            if self._busy() or self.flow.write_paused:
                 self.flow.pause_reading()
                 self.pipeline.appendleft((cycle, self.app))
             else:
@@ -272,8 +282,12 @@ class Lane(HttpToolsProtocol):
         if self.flow.write_paused:
             self.flow.pause_reading()
             return
-        if self.pipeline:
+        if self._going_on:
+            return  # an answer that is there at once: the loop below goes on, however many there are
+        self._going_on = True
+        while self.pipeline and (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused:
             self._start_asgi_task(*self.pipeline.pop())
+        self._going_on = False
         if not self.pipeline:
             self.flow.resume_reading()
 
@@ -290,31 +304,37 @@ class Lane(HttpToolsProtocol):
         if cycle.response_complete:  # it was told already that it is too large
             self.transport.close()
             return
-        cycle.task = task = self.loop.create_task(self._serve(cycle))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-
-    async def _serve(self, cycle: Cycle) -> None:
         body = cycle.body[0] if len(cycle.body) == 1 else b"".join(cycle.body)
         cycle.body = []
         key = bearer(cycle.headers)
-        try:
-            again = next((value for name, value in cycle.headers if name == b"idempotency-key"), None)
-            later = (DEFERRABLE_HEADER, b"true") in cycle.headers
-            if again is None:
-                await serve(self._house, cycle.endpoint, key, body, cycle, deferrable=later)
-            else:
-                await self._once.serve(self._house, cycle.endpoint, key, body, cycle, again, deferrable=later)
-        except TokenworksError as error:
+        again = next((value for name, value in cycle.headers if name == b"idempotency-key"), None)
+        later = (DEFERRABLE_HEADER, b"true") in cycle.headers
+        if again is None:
+            serving = serve(self._house, cycle.endpoint, key, body, cycle, deferrable=later)
+        else:
+            serving = self._once.serve(self._house, cycle.endpoint, key, body, cycle, again, deferrable=later)
+        self._run(cycle, serving)
+
+    def _run(self, cycle: Cycle, serving: Coroutine[Any, Any, None]) -> None:
+        cycle.steps = running = Steps(serving, partial(self._ended, cycle))
+        if not cycle.ended:
+            self.tasks.add(running)  # type: ignore[arg-type]  # uvicorn counts them, and may cancel them
+
+    def _ended(self, cycle: Cycle, error: BaseException | None) -> None:
+        cycle.ended = True
+        if cycle.steps is not None:
+            self.tasks.discard(cycle.steps)
+        if error is None:
+            return
+        if isinstance(error, TokenworksError):
             self._house.metrics.refused(error.code)
             if not cycle.started and not self.transport.is_closing():
                 cycle.fail(error)
-        except asyncio.CancelledError:
+        elif isinstance(error, asyncio.CancelledError):
             if not self.transport.is_closing():  # the server ends, not the client: let it see that it is cut
                 self.transport.close()
-            raise
-        except Exception:
-            self.logger.exception("a request for tokens failed")
+        else:
+            self.logger.error("a request for tokens failed", exc_info=error)
             if not cycle.started and not self.transport.is_closing():
                 cycle.keep_alive = False
                 cycle.fail(TokenworksError("something went wrong here"))
@@ -323,7 +343,7 @@ class Lane(HttpToolsProtocol):
 
     def _refuse(self, error: TokenworksError) -> None:
         """What arrives is no request: say so and hang up, after the answers that are on their way."""
-        if self.transport.is_closing():
+        if self._hung_up or self.transport.is_closing():
             return
         self._deaf = True
         cycle = self._latest if self._arriving else None
@@ -370,11 +390,6 @@ class Lane(HttpToolsProtocol):
             else:
                 self.transport.close()
         self._timer = self.loop.call_at(self._deadline, self._look)
-
-
-def _path(url: bytes) -> bytes:
-    path: bytes = httptools.parse_url(url).path or b""
-    return unquote_to_bytes(path) if b"%" in path else path
 
 
 def lane(house: House) -> Callable[..., Lane]:

@@ -6,33 +6,27 @@ It knows no transport: what it needs of one is the ``Reply`` port, which ``lane.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Protocol
 
-import msgspec
-
 from tokenworks.agents.answers import error_event, last_events, with_receipt
-from tokenworks.agents.metrics import Metrics
-from tokenworks.agents.overage import RULES, Overflow, Served, told
-from tokenworks.agents.promise import SLICE_TOKENS, extend, promise, trim
+from tokenworks.agents.overage import RULES, Served
+from tokenworks.agents.promise import extend, promise, trim
+from tokenworks.agents.settling import RECEIPT_HEADER, Answering, House, begin, decide, give_back, headers, settle
 from tokenworks.agents.shape import parse_request
-from tokenworks.brain.route import Offer, Offers, Scales, choose, eligible
-from tokenworks.core.clock import Clock
+from tokenworks.agents.worst import SLICE_TOKENS, hold_worst, trimmed
+from tokenworks.brain.route import Offer, eligible
 from tokenworks.core.errors import BudgetSpent, EngineDown, ExchangeDown, TokenworksError
-from tokenworks.core.words import Decision, Delivery, Endpoint, Provenance, Request, Usage, Work
-from tokenworks.engine.adapter import Timing
-from tokenworks.engine.fleet import Replica
-from tokenworks.exchange.desk import Desk, Hold, Identity
+from tokenworks.core.words import Decision, Endpoint, Request, Usage
+from tokenworks.engine.record import Replica
+from tokenworks.exchange.budget import Shortage
+from tokenworks.exchange.desk import Hold, Identity
 from tokenworks.exchange.words import Settlement
-from tokenworks.site.agent import SiteAgent
+
+__all__ = ["RECEIPT_HEADER", "Flow", "House", "Reply", "Still", "serve"]
 
 ATTEMPTS_MAX = 3
 """Replicas tried for one request; only before its first byte."""
-RECEIPT_HEADER = b"x-tokenworks-receipt"
-CLAMP_HEADER = b"x-tokenworks-max-tokens"
-"""Tells a client that its max_tokens was cut to what its budget affords, and to what."""
 
 
 class Flow(Protocol):
@@ -77,49 +71,22 @@ class Still:
 _STILL = Still()
 
 
-@dataclass(slots=True)
-class House:
-    """The floors below, as the front door needs them."""
-
-    desk: Desk
-    replicas: Mapping[str, Replica]
-    sites: Mapping[str, SiteAgent]
-    offers: Offers
-    scales: Scales
-    clock: Clock
-    metrics: Metrics
-    overflow: Overflow
-    new_receipt: Callable[[int], str]
-    """The id of a request that arrived at this time."""
-    brain_ns: int = 0
-    """Time spent deciding since it was last taken, for the energy of the house itself."""
-
-
-class Answering:
-    """What is known of one answer while it is made."""
-
-    __slots__ = ("chunks", "dispatched_ns", "first_ns", "sent", "timing", "usage")
-
-    def __init__(self, dispatched_ns: int) -> None:
-        self.dispatched_ns = dispatched_ns
-        self.first_ns: int | None = None
-        self.chunks = 0
-        self.usage: Usage | None = None
-        self.timing: Timing | None = None
-        self.sent = False
-
-
 async def serve(
-    house: House, endpoint: Endpoint, key: str | None, body: bytes, reply: Reply, *, deferrable: bool = False
+    house: House, endpoint: Endpoint, key: str | Identity | None, body: bytes, reply: Reply, *, deferrable: bool = False
 ) -> None:
     """Serve one request. Raises a TokenworksError only before anything was sent to the client.
 
-    ``deferrable``: it can wait while the grid asks for less power.
+    ``key``: what was presented, or whose it was found to be. ``deferrable``: it can wait while the grid asks for less
+    power.
     """
     arrived_ns = house.clock.now_ns()
-    identity = house.desk.identify(key)
+    identity = key if isinstance(key, Identity) else house.desk.identify(key)
     request = parse_request(endpoint, body, house.new_receipt(arrived_ns), arrived_ns)
-    found = Served(request, *eligible(request, house.offers))
+    options, refused = eligible(request, house.offers)
+    if not house.overflow.orders and identity.account.overage not in RULES:
+        await _serve(house, identity, request, options, refused, reply)
+        return
+    found = Served(request, options, refused)
     if house.overflow.orders:
         found = await house.overflow.admitted(found, deferrable=deferrable)
     if identity.account.overage not in RULES:
@@ -132,14 +99,16 @@ async def serve(
 async def _serve(
     house: House, identity: Identity, request: Request, options: list[Offer], refused: dict[str, str], reply: Reply
 ) -> None:
-    hold, request = await promise(house.desk, identity, request, options)
+    try:
+        hold = hold_worst(house.desk, identity, request, options)
+    except Shortage:
+        hold, request = await promise(house.desk, identity, request, options)
     decision: Decision | None = None
     try:
         for attempt in range(ATTEMPTS_MAX):
-            decision = _decide(house, request, options, refused)
+            decision = decide(house, request, options, refused)
             if not hold.written:
-                await trim(house.desk, hold, request, options, decision)
-                await house.desk.safe(hold)
+                await _write(house, hold, request, options, decision)
             try:
                 answer = _stream if request.stream else _whole
                 await answer(house, request, hold, decision, reply)
@@ -157,54 +126,49 @@ async def _serve(
         raise
     finally:
         if hold.open:
-            _give_back(house, request, hold, decision)
+            give_back(house, request, hold, decision)
 
 
-def _give_back(house: House, request: Request, hold: Hold, decision: Decision | None) -> None:
-    """No hold outlives its request, whatever happened: unwritten it is released, written it settles at nothing."""
-    if hold.written and decision is not None:
-        with contextlib.suppress(ExchangeDown):  # then it is in the desk's backlog
-            _settle(house, request, hold, decision, Answering(house.clock.now_ns()), "engine_failed")
-    else:
-        house.desk.release(hold)
-
-
-def _decide(house: House, request: Request, options: Sequence[Offer], refused: dict[str, str]) -> Decision:
-    began = house.clock.now_ns()
-    decision = choose(request, options, refused, house.scales)
-    took = house.clock.now_ns() - began
-    house.brain_ns += took
-    return msgspec.structs.replace(decision, decide_ns=took)
+async def _write(house: House, hold: Hold, request: Request, options: Sequence[Offer], decision: Decision) -> None:
+    """The hold goes into the journal before an engine is asked."""
+    amount = trimmed(hold, request, options, decision) or hold.amount
+    try:
+        house.desk.trim(hold, amount, decision.chosen.site)
+    except Shortage as short:
+        await trim(house.desk, hold, amount, decision, short)
+    if hold.waits:
+        await house.desk.safe(hold)
 
 
 async def _whole(house: House, request: Request, hold: Hold, decision: Decision, reply: Reply) -> None:
     """One answer in one piece."""
     replica = house.replicas[decision.chosen.replica]
-    state = _begin(house, request, replica)
+    state = begin(house, request, replica)
     try:
         completion = await replica.adapter.complete(request)
     except asyncio.CancelledError:
         # Nothing was delivered and nobody counted: the client owes nothing.
-        _settle(house, request, hold, decision, state, "client_gone")
+        settle(house, request, hold, decision, state, "client_gone")
         raise
     except TokenworksError as error:
         replica.heard(error)
         if isinstance(error, EngineDown):
             raise
-        _settle(house, request, hold, decision, state, "engine_failed" if error.status >= 500 else "refused")
+        settle(house, request, hold, decision, state, "engine_failed" if error.status >= 500 else "refused")
         raise
     finally:
         replica.end()
     state.usage, state.timing, state.chunks = completion.usage, completion.timing, 1
-    settled = _settle(house, request, hold, decision, state, "complete")
-    await house.desk.safe(hold)
-    reply.whole(_headers(request), with_receipt(completion.body, settled))
+    settled = settle(house, request, hold, decision, state, "complete")
+    if hold.waits:
+        await house.desk.safe(hold)
+    reply.whole(headers(request), with_receipt(completion.body, settled))
 
 
 async def _stream(house: House, request: Request, hold: Hold, decision: Decision, reply: Reply) -> None:
     """An answer in events, relayed as they come. The books have it before its last event leaves."""
     replica = house.replicas[decision.chosen.replica]
-    state = _begin(house, request, replica)
+    state = begin(house, request, replica)
     error: TokenworksError | None = None
     held: Sequence[bytes] = ()
     ending = "complete"
@@ -214,7 +178,7 @@ async def _stream(house: House, request: Request, hold: Hold, decision: Decision
         def sink(events: bytes) -> None:
             if not state.sent:
                 state.first_ns, state.sent = house.clock.now_ns(), True
-                reply.start(_headers(request), stream)
+                reply.start(headers(request), stream)
             reply.send(events)
 
         try:
@@ -242,8 +206,9 @@ async def _stream(house: House, request: Request, hold: Hold, decision: Decision
         if isinstance(error, BudgetSpent):
             settled = await _settle_cut(house, request, hold, decision, state, replica, "budget_spent")
         else:
-            settled = _settle(house, request, hold, decision, state, ending)
-            await house.desk.safe(hold)
+            settled = settle(house, request, hold, decision, state, ending)
+            if hold.waits:
+                await house.desk.safe(hold)
         last = last_events(request, held, settled)
     except ExchangeDown as refused:
         error, last = error or refused, b""
@@ -252,29 +217,9 @@ async def _stream(house: House, request: Request, hold: Hold, decision: Decision
             raise error
         last = error_event(error, request.endpoint)
     elif not state.sent:
-        reply.start(_headers(request), _STILL)
+        reply.start(headers(request), _STILL)
     reply.send(last)
     reply.end()
-
-
-def _headers(request: Request) -> bytes:
-    lines = b"%b: %b\r\n" % (RECEIPT_HEADER, request.id.encode())
-    if request.clamped and request.output_max is not None:
-        lines += b"%b: %d\r\n" % (CLAMP_HEADER, request.output_max)
-    return lines + told(request) if request.model_asked or request.lane else lines
-
-
-def _begin(house: House, request: Request, replica: Replica) -> Answering:
-    """Count the request in at its replica and at its site. A replica without a slice of ours is not metered."""
-    now, spec = house.clock.now_ns(), replica.spec
-    replica.begin()
-    try:
-        if spec.slice:
-            house.sites[spec.site].begin(request.id, spec.name, spec.slice, now)
-    except TokenworksError:
-        replica.end()
-        raise
-    return Answering(now)
 
 
 async def _settle_cut(
@@ -290,7 +235,7 @@ async def _settle_cut(
     if state.chunks and state.usage is None:
         counted = await asyncio.shield(_count_input(replica, request))
         state.usage = Usage(input=counted or 0, output=state.chunks, certainty="counted")
-    return _settle(house, request, hold, decision, state, ending)
+    return settle(house, request, hold, decision, state, ending)
 
 
 async def _count_input(replica: Replica, request: Request) -> int | None:
@@ -298,51 +243,3 @@ async def _count_input(replica: Replica, request: Request) -> int | None:
         return await replica.adapter.count_input(request)
     except TokenworksError:
         return None
-
-
-def _settle(
-    house: House, request: Request, hold: Hold, decision: Decision, state: Answering, ending: str
-) -> Settlement:
-    """Write the settlement; what failed before any output is free, whatever the engine reports."""
-    now = house.clock.now_ns()
-    usage = state.usage if state.chunks else None
-    if usage is None:
-        usage = Usage(output=state.chunks, certainty="counted") if state.chunks else Usage(certainty="none")
-    replica = house.replicas[decision.chosen.replica]
-    timing = state.timing
-    worked_ns = (timing.prefill_ns or 0) + (timing.decode_ns or 0) if timing else 0
-    start_ns = max(state.dispatched_ns, now - worked_ns) if worked_ns else state.dispatched_ns
-    work = Work(
-        receipt=request.id,
-        replica=replica.spec.name,
-        site=replica.spec.site,
-        slice=replica.spec.slice,
-        start_ns=start_ns,
-        first_ns=state.first_ns,
-        end_ns=now,
-        input_tokens=usage.input + usage.cached_input + usage.cache_write,
-        output_tokens=usage.output + usage.reasoning,
-        cached_tokens=usage.cached_input,
-    )
-    site = house.sites[replica.spec.site]
-    metered = bool(replica.spec.slice)
-    if metered:
-        site.end(work)
-    delivery = Delivery(
-        ending=ending,  # type: ignore[arg-type]  # one of its literals, by the callers above
-        chunks=state.chunks,
-        queued_ns=start_ns - state.dispatched_ns if timing else None,
-        prefill_ns=timing.prefill_ns if timing else None,
-        decode_ns=timing.decode_ns if timing else None,
-        ttft_ns=state.first_ns - request.arrived_ns if state.first_ns else None,
-        total_ns=now - request.arrived_ns,
-        timing=Provenance.METERED if timing else Provenance.MEASURED,
-    )
-    if timing is not None:
-        replica.observe(usage, timing)
-    if ending == "complete":
-        replica.heard(None)
-    house.metrics.settled(decision, usage, delivery)
-    estimate = site.estimate(work) if metered else None
-    work_done = work if metered else None
-    return house.desk.settle(hold, request, decision, usage, delivery, work_done, estimate, site.site.entity)

@@ -20,6 +20,7 @@ from tokenworks.agents.shape import with_model
 from tokenworks.brain.route import OUTPUT_TOKENS_EXPECTED, Offer, Offers, eligible
 from tokenworks.core.clock import Clock
 from tokenworks.core.errors import BadRequest, BudgetSpent, EngineDown
+from tokenworks.core.steps import in_task
 from tokenworks.core.units import NS_PER_S
 from tokenworks.core.words import Request
 from tokenworks.curtail import Order
@@ -168,6 +169,7 @@ class Overflow:
         async with contextlib.AsyncExitStack() as until_its_end:
             self.waiting += 1
             try:
+                await in_task()
                 async with asyncio.timeout(PATIENCE_S):
                     await until_its_end.enter_async_context(self._lanes.setdefault(line, asyncio.Lock()))
                     while not free():
@@ -180,6 +182,6 @@ class Overflow:
 
     def _slot_free(self, model: str) -> bool:
         return any(
-            each.load.ready and each.load.running < each.slots and each.site not in self.orders
+            each.load.ready and not each.away and each.load.running < each.slots and each.site not in self.orders
             for each in self._offers.get(model, ())
         )

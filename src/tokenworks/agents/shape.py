@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from tokenworks.agents.asked import ABSENT, Asked, decode_asked, decode_messages
 from tokenworks.core.errors import BadRequest
 from tokenworks.core.words import Endpoint, Request
 
@@ -21,7 +22,6 @@ _ROLES = frozenset(("system", "developer", "user", "assistant", "tool", "functio
 _ROLES_TEXT = ", ".join(sorted(_ROLES))
 _NEEDS = {name: frozenset((name,)) for name in ("embeddings", "messages", "responses")}
 _NOTHING = frozenset[str]()
-_ABSENT = msgspec.Raw()
 _EMPTY = (b"", b"null", b"[]", b"{}", b'""', b"false", b"0")
 _LIMITS: dict[Endpoint, tuple[str, ...]] = {
     "chat": ("max_completion_tokens", "max_tokens"),
@@ -41,38 +41,6 @@ _SAID: dict[Endpoint, str] = {
 """Which member has the input."""
 
 
-class _Asked(msgspec.Struct):
-    """The members that we read; all others are the engine's."""
-
-    model: object = None
-    stream: object = None
-    stream_options: object = None
-    n: object = None
-    best_of: object = None
-    max_tokens: object = None
-    max_completion_tokens: object = None
-    max_output_tokens: object = None
-    grammar: msgspec.Raw = _ABSENT
-    messages: msgspec.Raw = _ABSENT
-    system: msgspec.Raw = _ABSENT
-    prompt: msgspec.Raw = _ABSENT
-    input: msgspec.Raw = _ABSENT
-    instructions: msgspec.Raw = _ABSENT
-    previous_response_id: msgspec.Raw = _ABSENT
-    background: msgspec.Raw = _ABSENT
-    tools: msgspec.Raw = _ABSENT
-    logprobs: msgspec.Raw = _ABSENT
-    response_format: msgspec.Raw = _ABSENT
-    text: msgspec.Raw = _ABSENT
-
-
-class _Message(msgspec.Struct):
-    role: object = None
-    content: msgspec.Raw = _ABSENT
-
-
-_decode_asked = msgspec.json.Decoder(_Asked).decode
-_decode_messages = msgspec.json.Decoder(list[_Message]).decode
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -80,7 +48,7 @@ _encode = msgspec.json.Encoder().encode
 def parse_request(endpoint: Endpoint, body: bytes, receipt: str, arrived_ns: int) -> Request:
     """Check a body and make it ready for an engine. Raises BadRequest naming the parameter that is wrong."""
     try:
-        asked = _decode_asked(body)
+        asked = decode_asked(body)
     except msgspec.ValidationError:
         raise BadRequest("the body must be a JSON object") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -123,7 +91,7 @@ def parse_request(endpoint: Endpoint, body: bytes, receipt: str, arrived_ns: int
     )
 
 
-def _refuse(asked: _Asked) -> None:
+def _refuse(asked: Asked) -> None:
     """What is taken by no engine here."""
     if not _empty(asked.grammar):
         # An engine that cannot read a grammar prints it into its log, where nothing of a client's may stand.
@@ -150,7 +118,7 @@ def with_output(request: Request, output_max: int) -> Request:
     """The request with another limit on output tokens, in its body too."""
     names = _LIMITS[request.endpoint]
     given = _decode_members(request.body)
-    name = next((name for name in names if not _empty(given.get(name, _ABSENT))), names[-1])
+    name = next((name for name in names if not _empty(given.get(name, ABSENT))), names[-1])
     body = _with(request.body, name, output_max)
     return msgspec.structs.replace(request, body=body, output_max=output_max, clamped=True)
 
@@ -172,7 +140,7 @@ def _whole(value: object, name: str, low: int, high: int = TOKENS_MAX) -> int | 
     return value
 
 
-def _output_max(endpoint: Endpoint, asked: _Asked) -> int | None:
+def _output_max(endpoint: Endpoint, asked: Asked) -> int | None:
     for name in _LIMITS[endpoint]:
         value: object = getattr(asked, name)
         if value is not None:
@@ -182,7 +150,7 @@ def _output_max(endpoint: Endpoint, asked: _Asked) -> int | None:
     return None
 
 
-def _input_max(endpoint: Endpoint, asked: _Asked, said: bytes) -> tuple[int, int]:
+def _input_max(endpoint: Endpoint, asked: Asked, said: bytes) -> tuple[int, int]:
     """The most tokens of the input, and how many prompts it is.
 
     A token of byte-level BPE is at least one byte, and JSON is never shorter than the text in it.
@@ -199,7 +167,7 @@ def _input_max(endpoint: Endpoint, asked: _Asked, said: bytes) -> tuple[int, int
 
 def _messages_max(raw: bytes) -> int:
     try:
-        messages = _decode_messages(raw or b"null")
+        messages = decode_messages(raw or b"null")
     except msgspec.ValidationError as error:
         place = str(error).partition("$[")[2].partition("]")[0]
         if not place.isdigit():
@@ -243,14 +211,14 @@ def _prompt_max(raw: bytes, name: str) -> tuple[int, int]:
     )
 
 
-def _needs(endpoint: Endpoint, asked: _Asked, said: bytes) -> frozenset[str]:
+def _needs(endpoint: Endpoint, asked: Asked, said: bytes) -> frozenset[str]:
     needs = _NEEDS.get(endpoint, _NOTHING)
-    if asked.tools is not _ABSENT and not _empty(asked.tools):
+    if asked.tools is not ABSENT and not _empty(asked.tools):
         needs |= {"tools"}
     shaped = asked.response_format if endpoint != "responses" else asked.text
-    if shaped is not _ABSENT and (b'"json_schema"' in bytes(shaped) or b'"json_object"' in bytes(shaped)):
+    if shaped is not ABSENT and (b'"json_schema"' in bytes(shaped) or b'"json_object"' in bytes(shaped)):
         needs |= {"json_schema"}
-    if asked.logprobs is not _ABSENT and not _empty(asked.logprobs):
+    if asked.logprobs is not ABSENT and not _empty(asked.logprobs):
         needs |= {"logprobs"}
     if endpoint in ("text", "embeddings"):
         said = bytes(asked.messages)

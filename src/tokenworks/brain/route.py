@@ -6,12 +6,14 @@ is not known (no carbon price, no cost of the device) is left out, and its absen
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
+from tokenworks.brain.offer import Offer, Offers, Scales
 from tokenworks.core.errors import BadRequest, EngineDown, UnknownModel, nearest
 from tokenworks.core.units import MJ_PER_KWH, NS_PER_S
-from tokenworks.core.words import Candidate, Decision, Request, Word
+from tokenworks.core.words import Candidate, Decision, Request
+
+__all__ = ["Offer", "Offers", "Scales", "choose", "eligible", "price"]
 
 ALTERNATIVES_MAX = 3
 LACKS = "lacks a capability"
@@ -23,52 +25,6 @@ OUTPUT_TOKENS_EXPECTED = 200
 BYTES_PER_TOKEN = 4
 """English text under byte-level BPE; only for comparing replicas, never for holds or bills."""
 MICROGRAMS_PER_KG = 1_000_000_000
-
-
-class Load(Protocol):
-    """What moves from request to request at one replica; the engine floor keeps it."""
-
-    @property
-    def ready(self) -> bool: ...
-    @property
-    def full(self) -> bool: ...
-    @property
-    def running(self) -> int: ...
-    @property
-    def wait_ns(self) -> int: ...  # until it can begin: one that sleeps has to wake first
-    @property
-    def prefill_tps(self) -> float | None: ...
-    @property
-    def decode_tps(self) -> float | None: ...
-
-
-class Offer(Word, frozen=True):
-    """One replica as the router sees it: what stands in the grid file and the contracts, and its load now."""
-
-    replica: str
-    site: str
-    model: str
-    load: Load
-    slots: int
-    context_tokens: int
-    capabilities: frozenset[str]
-    latency_ns: int
-    busy_mw: int | None
-    """Power above idle while the replica works, with the facility's overhead."""
-    price_nano_per_kwh: int | None
-    carbon_ug_per_kwh: int | None
-    device_nano_per_hour: int | None
-
-
-Offers = Mapping[str, Sequence[Offer]]
-"""All offers by model."""
-
-
-class Scales(Word, frozen=True):
-    """What the operator says that time and carbon are worth. None: not weighed."""
-
-    delay_nano_per_s: int | None = None
-    carbon_nano_per_kg: int | None = None
 
 
 def eligible(request: Request, offers: Offers) -> tuple[list[Offer], dict[str, str]]:
@@ -87,6 +43,8 @@ def eligible(request: Request, offers: Offers) -> tuple[list[Offer], dict[str, s
     for offer in of_model:
         if not request.needs <= offer.capabilities:
             refused[offer.replica] = LACKS
+        elif offer.away:
+            refused[offer.replica] = offer.away
         elif not offer.load.ready:
             refused[offer.replica] = "not ready"
         elif offer.load.full:

@@ -15,11 +15,13 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import msgspec
+from mypy_extensions import mypyc_attr
 
 from tokenworks.core.errors import EngineFailed
-from tokenworks.core.units import NS_PER_MS
+from tokenworks.core.steps import Waiter
 from tokenworks.core.words import Usage
 from tokenworks.engine.adapter import Chunk, Timing
+from tokenworks.engine.event import Event, decoded, timing_of
 from tokenworks.engine.reports import message_of
 from tokenworks.engine.sse import Splitter, payload
 from tokenworks.engine.usage import Shape, read
@@ -31,42 +33,7 @@ Sink = Callable[[bytes], None]
 log = logging.getLogger(__name__)
 
 
-class Event(msgspec.Struct):
-    """The part of an event or answer that the books need."""
-
-    type: object = None
-    choices: list[msgspec.Raw] | None = None
-    usage: object = None
-    timings: object = None
-    error: object = None
-    message: object = None
-    """Anthropic's ``message_start`` has the first report in here."""
-    response: object = None
-    """The last event of a responses stream has the report in here."""
-
-
-def decoded(data: bytes) -> Event:
-    """Raises EngineFailed for what is no JSON object."""
-    try:
-        return msgspec.json.decode(data, type=Event)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise EngineFailed("The engine sent something that is not an answer.") from error
-
-
-def timing_of(report: object) -> Timing | None:
-    """llama.cpp's ``timings``: milliseconds as floats. It does not say how long a request waited for a slot."""
-    if not isinstance(report, dict):
-        return None
-    prefill, decode = _ns(report.get("prompt_ms")), _ns(report.get("predicted_ms"))
-    return Timing(prefill_ns=prefill, decode_ns=decode) if prefill is not None or decode is not None else None
-
-
-def _ns(milliseconds: object) -> int | None:
-    if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float) or milliseconds < 0:
-        return None
-    return round(milliseconds * NS_PER_MS)
-
-
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Reader:
     """Reads the events of one chat or text stream. Engines differ in what ``usage`` and ``timing`` they report."""
 
@@ -130,6 +97,7 @@ class Reader:
         return timing_of(event.timings)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class MessagesReader(Reader):
     """Anthropic's Messages: the prompt is reported when the message starts, the output before it stops."""
 
@@ -161,6 +129,7 @@ class MessagesReader(Reader):
         return chunk
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class ResponsesReader(Reader):
     """OpenAI's responses: the last event is the whole response, with its usage."""
 
@@ -190,8 +159,9 @@ class ResponsesReader(Reader):
         return self.output.search(data) is not None
 
 
-class Stream:
-    """A TokenStream over one HTTP answer."""
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Relay:
+    """What a stream over one HTTP answer does inside the socket's callback; ``Stream`` waits for it."""
 
     def __init__(self, response: Response, reader: Reader) -> None:
         self._response, self._reader = response, reader
@@ -206,26 +176,41 @@ class Stream:
         self.timing: Timing | None = None
         self.held: list[bytes] = []
 
-    async def relay(self, sink: Sink, chunks_max: int) -> bool:
-        """See ``TokenStream.relay``."""
+    def begin(self, sink: Sink, chunks_max: int) -> None:
+        """Hand whole events to ``sink`` from now on, until so many chunks have come."""
         self._sink, self._chunks_max = sink, chunks_max
         later, self._later = self._later, []
-        for block in later:
-            self._take(block)
+        self._take(later)
         if not self._response.taken:
             self._response.receive(self._take)
         elif self.chunks < chunks_max:
             self._response.resume(BY_HOLD)
-        while not self._done:
-            if self.chunks >= self._chunks_max:
-                return False
-            if self._response.complete:
-                raise EngineFailed("The engine's answer ended before its end mark.")
-            await self._response.ended()
-        self._response.detach()
-        return True
 
-    def _take(self, block: bytes) -> None:
+    def over(self) -> bool | None:
+        """True: the end has come. False: so many chunks have. None: wait for ``more``. Raises EngineFailed."""
+        if self._done:
+            self._response.detach()
+            return True
+        if self.chunks >= self._chunks_max:
+            return False
+        self._response.check()
+        if self._response.complete:
+            raise EngineFailed("The engine's answer ended before its end mark.")
+        return None
+
+    def more(self) -> Waiter:
+        """Await it before asking again."""
+        return self._response.more()
+
+    def _take(self, blocks: list[bytes]) -> None:
+        if len(blocks) > 1:  # at once what is sure to be covered
+            packet = b"".join(blocks)
+            if self.chunks + packet.count(b"\n\n") < self._chunks_max:
+                blocks = [packet]
+        for block in blocks:
+            self._take_one(block)
+
+    def _take_one(self, block: bytes) -> None:
         if self._done:
             return
         if self.chunks >= self._chunks_max:
@@ -268,7 +253,7 @@ class Stream:
         """See ``TokenStream.resume``."""
         self._response.resume(BY_CLIENT)
 
-    async def abort(self) -> None:
+    def give_up(self) -> None:
         """Close the connection at once; no effect after the end."""
         if not self._done:
             self._response.abort()

@@ -12,9 +12,10 @@ import ssl
 from collections.abc import Iterable
 
 from tokenworks.core.errors import EngineDown, EngineFailed
+from tokenworks.core.steps import in_task
 from tokenworks.engine.wire import Connection, NothingCame, Response
 
-__all__ = ["Headers", "Pool", "Response"]
+__all__ = ["Headers", "Pool", "Response", "next_block", "read"]
 
 CONNECT_S = 5.0
 FIRST_BYTE_S = 600.0
@@ -28,6 +29,27 @@ CLOSE_ROUNDS_MAX = 100
 """Rounds of the event loop in which closed sockets may say goodbye."""
 
 Headers = Iterable[tuple[str, str]]
+
+
+async def next_block(response: Response) -> bytes:
+    """Body bytes as soon as there are some; empty at the end. Raises as ``Response.take``."""
+    while (block := response.take()) is None:
+        await response.more()
+    return block
+
+
+async def read(response: Response, bytes_max: int) -> bytes:
+    """The whole body. Raises EngineFailed when it is larger than ``bytes_max`` or breaks off."""
+    parts, size = list[bytes](), 0
+    try:
+        while block := await next_block(response):
+            parts.append(block)
+            size += len(block)
+            if size > bytes_max:
+                raise EngineFailed(f"The engine's answer is larger than {bytes_max} bytes.")
+    finally:
+        response.abort()  # nothing happens when the answer is complete
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 class Pool:
@@ -80,7 +102,9 @@ class Pool:
         while True:
             response = connection.send(head, self._idle_s)
             try:
-                await connection.started(response, self._first_byte_s)
+                while not response.status:
+                    response.check()
+                    await connection.wait(self._first_byte_s)
             except NothingCame:
                 if connection.served == 1:
                     raise
@@ -119,6 +143,7 @@ class Pool:
         return None
 
     async def _connect(self) -> Connection:
+        await in_task()  # the timeout below needs one
         self._check_open()
         if len(self._open) + self._connecting >= self.connections_max:
             if not self._free:

@@ -13,7 +13,8 @@ import msgspec
 from tokenworks.core.errors import EngineFailed, TokenworksError
 from tokenworks.core.words import Request, Usage
 from tokenworks.engine.adapter import Completion, Load, Timing
-from tokenworks.engine.events import Event, Reader
+from tokenworks.engine.event import Event
+from tokenworks.engine.events import Reader
 from tokenworks.engine.exposition import LLAMACPP, load_of
 from tokenworks.engine.openai_compatible import OpenAICompatible
 from tokenworks.engine.usage import Shape

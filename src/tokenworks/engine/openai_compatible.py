@@ -10,8 +10,9 @@ import msgspec
 from tokenworks.core.errors import EngineDown, EngineFailed, TokenworksError
 from tokenworks.core.words import Endpoint, Request
 from tokenworks.engine.adapter import Completion, Load
-from tokenworks.engine.events import MessagesReader, Reader, ResponsesReader, Stream, decoded
-from tokenworks.engine.http import CONNECTIONS_MAX, Headers, Pool, Response
+from tokenworks.engine.event import decoded
+from tokenworks.engine.events import MessagesReader, Reader, Relay, ResponsesReader, Sink
+from tokenworks.engine.http import CONNECTIONS_MAX, Headers, Pool, Response, read
 from tokenworks.engine.rate import room_of
 from tokenworks.engine.reports import error_of
 
@@ -28,6 +29,21 @@ PATHS: dict[Endpoint, str] = {
     "responses": "/v1/responses",
 }
 _JSON: Headers = (("content-type", "application/json"),)
+
+
+class Stream(Relay):
+    """A TokenStream over one HTTP answer."""
+
+    async def relay(self, sink: Sink, chunks_max: int) -> bool:
+        """See ``TokenStream.relay``."""
+        self.begin(sink, chunks_max)
+        while (over := self.over()) is None:
+            await self.more()
+        return over
+
+    async def abort(self) -> None:
+        """See ``TokenStream.abort``."""
+        self.give_up()
 
 
 class OpenAICompatible:
@@ -67,7 +83,11 @@ class OpenAICompatible:
 
     async def stream(self, request: Request) -> Stream:
         """See ``Adapter.stream``."""
-        response = await self._ask(request)
+        response = await self._pool.ask(self._heads[request.endpoint], self.body_for(request))
+        if response.status != 200:
+            raise await self._refused(response)
+        if self._limited:
+            self._room = room_of(response.headers)
         if not response.header(b"content-type").startswith(b"text/event-stream"):
             response.abort()
             raise EngineFailed("The engine did not stream although it was asked to.")
@@ -75,8 +95,12 @@ class OpenAICompatible:
 
     async def complete(self, request: Request) -> Completion:
         """See ``Adapter.complete``."""
-        response = await self._ask(request)
-        body = await response.read(COMPLETION_BYTES_MAX)
+        response = await self._pool.ask(self._heads[request.endpoint], self.body_for(request))
+        if response.status != 200:
+            raise await self._refused(response)
+        if self._limited:
+            self._room = room_of(response.headers)
+        body = (response.take() if response.complete else None) or await read(response, COMPLETION_BYTES_MAX)
         event, reader = decoded(body), self.reader(request)
         if request.endpoint in ("chat", "text") and event.choices is None:
             raise EngineFailed("The engine's answer has no choices.")
@@ -134,7 +158,7 @@ class OpenAICompatible:
         """
         pool = self._pool if patient else self._control
         response = await pool.request(method, self._prefix + path, body, _JSON)
-        return response.status, await response.read(COMPLETION_BYTES_MAX)
+        return response.status, await read(response, COMPLETION_BYTES_MAX)
 
     async def asked(self, method: str, path: str, body: bytes = b"", *, patient: bool = False) -> bytes:
         """As ``control``; raises EngineFailed for any other answer than 200."""
@@ -149,17 +173,13 @@ class OpenAICompatible:
             return request.body
         return renamed(request.body, self.upstream_model)
 
-    async def _ask(self, request: Request) -> Response:
-        response = await self._pool.ask(self._heads[request.endpoint], self.body_for(request))
-        if response.status != 200:
-            try:
-                said = await response.read(ERROR_BYTES_MAX)
-            except (EngineDown, EngineFailed):
-                said = b""
-            raise error_of(response.status, said, response.headers)
-        if self._limited:
-            self._room = room_of(response.headers)
-        return response
+    async def _refused(self, response: Response) -> TokenworksError:
+        """What an answer with another status than 200 means."""
+        try:
+            said = await read(response, ERROR_BYTES_MAX)
+        except (EngineDown, EngineFailed):
+            said = b""
+        return error_of(response.status, said, response.headers)
 
 
 def renamed(body: bytes, model: str) -> bytes:

@@ -78,6 +78,10 @@ def _agree(stated: int, found: int, what: str) -> None:
 def _openai(report: Mapping[str, Any]) -> Usage:
     """Chat's and responses' shape, also vLLM's."""
     report = _part(report, "usage") or report
+    prompt, made, total = report.get("prompt_tokens"), report.get("completion_tokens"), report.get("total_tokens")
+    if len(report) == 3 and type(prompt) is type(made) is type(total) is int and total == prompt + made:
+        # Most reports are just these three.
+        return Usage(input=_count(report, "prompt_tokens"), output=_count(report, "completion_tokens"))
     responses = "prompt_tokens" not in report and "input_tokens" in report
     prompt_name, made_name = ("input_tokens", "output_tokens") if responses else ("prompt_tokens", "completion_tokens")
     prompt, made = _count(report, prompt_name), _count(report, made_name)

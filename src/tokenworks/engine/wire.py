@@ -13,6 +13,7 @@ from typing import Protocol, cast
 import httptools
 
 from tokenworks.core.errors import EngineDown, EngineFailed
+from tokenworks.core.steps import Waiter, wait
 
 DETACHED_S = 1.0
 """How long the end of an answer that nobody reads may take before its connection is given up."""
@@ -24,7 +25,8 @@ BUFFER_BYTES_MAX = 262_144
 """Body bytes waiting for a slow reader; beyond that the socket is no longer read."""
 BY_BUFFER, BY_CLIENT, BY_HOLD = 1, 2, 4
 """Why a socket is not read: our buffer is full, the client is slow, the hold must grow first."""
-Taker = Callable[[bytes], None]
+Taker = Callable[[list[bytes]], None]
+"""Takes the body bytes of one packet, in as many pieces as HTTP cut them into."""
 
 
 class NothingCame(EngineDown):
@@ -64,21 +66,24 @@ class Response:
         """The whole answer has arrived (it may not have been read yet)."""
         return self._connection is None and self._error is None
 
-    async def next_block(self) -> bytes:
-        """The body bytes that have come since the last call, waiting for some; empty at the end.
+    def take(self) -> bytes | None:
+        """The body bytes that have come since the last call; empty at the end, None: wait for ``more``.
 
         Raises EngineFailed when the answer broke off, after everything that did arrive was handed out.
         """
-        while not self._blocks:
+        if not self._blocks:
             self.check()
-            if self._connection is None:
-                return b""
-            await self._connection.wait(self.idle_s)
+            return b"" if self._connection is None else None
         block = self._blocks.popleft() if len(self._blocks) == 1 else b"".join(self._blocks)
         self._blocks.clear()
         self._size = 0
         self.resume(BY_BUFFER)
         return block
+
+    def more(self) -> Waiter:
+        """Await it: until something has come, or ``wake`` is called. Only for an answer that is not complete."""
+        assert self._connection is not None
+        return self._connection.wait(self.idle_s)
 
     def receive(self, taker: Taker) -> None:
         """From now on hand the body to ``taker`` inside the socket's own callback. Whoever waits is woken at the end.
@@ -91,25 +96,16 @@ class Response:
             self._blocks.clear()
             self._size = 0
             self.resume(BY_BUFFER)
-            for block in blocks:
-                if self._error is None:
-                    self._give(block, taker)
+            self._give(blocks, taker)
 
-    def _give(self, block: bytes, taker: Taker) -> None:
+    def _give(self, blocks: list[bytes], taker: Taker) -> None:
         try:
-            taker(block)
+            taker(blocks)
         except EngineFailed as error:
             self.abort(error)
 
-    async def ended(self) -> None:
-        """Wait until no more comes or ``wake`` is called. Raises EngineFailed when the answer broke."""
-        self.check()
-        if self._connection is not None:
-            await self._connection.wait(self.idle_s)
-            self.check()
-
     def wake(self) -> None:
-        """Let ``ended`` return."""
+        """Let whoever waits for ``more`` look again."""
         if self._connection is not None:
             self._connection.wake()
 
@@ -122,18 +118,6 @@ class Response:
         """This reason is gone."""
         if self._connection is not None:
             self._connection.resume(why)
-
-    async def read(self, bytes_max: int) -> bytes:
-        """The whole body. Raises EngineFailed when it is larger than ``bytes_max`` or breaks off."""
-        body = bytearray()
-        try:
-            while block := await self.next_block():
-                body += block
-                if len(body) > bytes_max:
-                    raise EngineFailed(f"The engine's answer is larger than {bytes_max} bytes.")
-        finally:
-            self.abort()  # nothing happens when the answer is complete
-        return bytes(body)
 
     def abort(self, error: Exception | None = None) -> None:
         """Close the socket at once, so that the engine stops working on it. No effect on a complete answer."""
@@ -157,15 +141,15 @@ class Response:
         if self._error is not None:
             raise self._error
 
-    def push(self, block: bytes) -> bool:
+    def push(self, blocks: list[bytes]) -> bool:
         """Called by the connection with body bytes; True: enough for now."""
         if self._detached:
             return False
         if self._taker is not None:
-            self._give(block, self._taker)
+            self._give(blocks, self._taker)
             return False
-        self._blocks.append(block)
-        self._size += len(block)
+        self._blocks.extend(blocks)
+        self._size += sum(map(len, blocks))
         return self._size > BUFFER_BYTES_MAX
 
     @property
@@ -188,7 +172,10 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._response: Response | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: Waiter | None = None
+        self._parsing = self._woken = False
+        self._pieces: list[bytes] = []
+        """Of the body, in the packet that is parsed."""
         self._deadline = 0.0
         self.idle_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -227,15 +214,8 @@ class Connection(asyncio.Protocol):
         self._transport.write(request)
         return response
 
-    async def started(self, response: Response, first_byte_s: float) -> None:
-        """Wait for status and headers. Raises EngineDown when nothing comes, EngineFailed when it breaks."""
-        while not response.status:
-            response.check()
-            await self.wait(first_byte_s)
-
-    async def wait(self, seconds: float) -> None:
-        """Until something happens. A time that runs out breaks the connection and is seen as the response's error."""
-        self._waiter = waiter = self._loop.create_future()
+    def wait(self, seconds: float) -> Waiter:
+        """Await it: until something happens. A time that runs out breaks the connection and is the response's error."""
         self._deadline = self._loop.time() + seconds
         # One timer per connection, re-armed only when it fires too early: a wait costs no timer of its own. A timer
         # that stands too late (after a longer wait) is replaced.
@@ -244,12 +224,8 @@ class Connection(asyncio.Protocol):
             self._timer = None
         if self._timer is None:
             self._timer = self._loop.call_at(self._deadline, self._check)
-        try:
-            await waiter
-        finally:
-            # Between the wake-up and this line the connection may have begun to serve somebody else, who waits now.
-            if self._waiter is waiter:
-                self._waiter = None
+        self._waiter = waiter = wait()
+        return waiter
 
     def pause(self, why: int) -> None:
         """One more reason not to read the socket."""
@@ -288,18 +264,27 @@ class Connection(asyncio.Protocol):
             self.drop()
             return
         self._head_bytes += len(data)
+        broken = False
+        self._parsing = True
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._keep = False
-            if not self._finished:
-                self.fail(EngineFailed("The engine's answer is not HTTP, or its headers are too long."))
-                return
+            broken, self._keep = not self._finished, False
+        pieces, self._pieces = self._pieces, []
+        if pieces and response.push(pieces):
+            self.pause(BY_BUFFER)
+        self._parsing = False
+        if broken:
+            self.fail(EngineFailed("The engine's answer is not HTTP, or its headers are too long."))
+            return
+        if self._response is None:  # whoever took the pieces gave the answer up
+            self.wake()
+            return
         if self._finished:
             self._finish()
         elif not response.status and self._head_bytes > HEAD_BYTES_MAX:
             self.fail(EngineFailed("The engine's headers are too long."))
-        elif response.taken:
+        elif response.taken and not self._woken:
             self._deadline = self._loop.time() + self.idle_s
         else:
             self.wake()
@@ -338,8 +323,8 @@ class Connection(asyncio.Protocol):
             self._response.headers = list(self._headers)
 
     def on_body(self, body: bytes) -> None:
-        if self._response is not None and self._response.push(body):
-            self.pause(BY_BUFFER)
+        if self._response is not None:
+            self._pieces.append(body)
 
     def on_message_complete(self) -> None:
         if self._response is not None and self._response.status:
@@ -370,13 +355,14 @@ class Connection(asyncio.Protocol):
         self.drop()
 
     def wake(self) -> None:
-        """Let whoever waits look again."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        """Let whoever waits look again: at once, but not before the parser has seen all that has come."""
+        self._woken = self._parsing
+        if self._waiter is not None and not self._parsing:
+            self._waiter.set()
 
     def _check(self) -> None:
         self._timer = None
-        if self._waiter is None or self._response is None:
+        if self._waiter is None or self._waiter.done or self._response is None:
             return
         if self._loop.time() < self._deadline:
             self._timer = self._loop.call_at(self._deadline, self._check)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from tokenworks.core.errors import EngineFailed
 from tokenworks.core.words import Usage
-from tokenworks.engine.events import MessagesReader, Reader, ResponsesReader, Stream
+from tokenworks.engine.events import MessagesReader, Reader, ResponsesReader
+from tokenworks.engine.openai_compatible import Stream
 from tokenworks.engine.wire import Connection
 
 _BLANKS = re.compile(rb"\n{2,}")
@@ -93,7 +94,8 @@ async def relayed(
     feeding = asyncio.create_task(wire.feed(cut(HEAD + framed, packets)))
     try:
         async with asyncio.timeout(5):
-            await wire.connection.started(wire.response, 5)
+            while not wire.response.status:
+                await wire.connection.wait(5)
             reach = slice_chunks
             while not await stream.relay(got.append, reach):
                 over.append(stream.chunks - reach)
@@ -254,7 +256,8 @@ async def test_an_error_breaks_the_stream_after_what_came_before(reader: type[Re
     stream = Stream(wire.response, reader())
     body = first.raw + bad
     feeding = asyncio.create_task(wire.feed(cut(HEAD + b"%x\r\n%b\r\n" % (len(body), body), packets)))
-    await wire.connection.started(wire.response, 5)
+    while not wire.response.status:
+        await wire.connection.wait(5)
     with pytest.raises(EngineFailed, match="out of memory"):
         await stream.relay(got.append, 100)
     assert b"".join(got) == first.raw

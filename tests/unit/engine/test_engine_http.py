@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tokenworks.core.errors import EngineDown, EngineFailed
-from tokenworks.engine.http import Pool
+from tokenworks.engine.http import Pool, next_block, read
 from tokenworks.engine.wire import BUFFER_BYTES_MAX
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
@@ -74,7 +74,7 @@ async def test_a_connection_is_kept_and_reused() -> None:
     async with served(says(OK)) as (server, pool):
         for _ in range(3):
             response = await pool.request("POST", "/x", b"body")
-            assert (response.status, await response.read(10)) == (200, b"hi")
+            assert (response.status, await read(response, 10)) == (200, b"hi")
             assert response.complete
         assert (server.connections, server.requests) == (1, 3)
         assert server.heads[0].startswith(b"POST /x HTTP/1.1\r\nhost: 127.0.0.1:")
@@ -88,7 +88,7 @@ async def test_many_share_few_connections() -> None:
         async def ask() -> None:
             for _ in range(200):
                 response = await pool.request("GET", "/")
-                assert await response.read(10) == b"hi"
+                assert await read(response, 10) == b"hi"
 
         async with asyncio.timeout(20):
             await asyncio.gather(*(ask() for _ in range(3)))
@@ -102,9 +102,9 @@ async def test_chunks_come_as_they_are_sent() -> None:
     async with served(says(*pieces, pause_s=0.01)) as (server, pool):
         response = await pool.request("POST", "/")
         assert response.header(b"content-type") == b"text/event-stream"
-        assert [await response.next_block() for _ in range(4)] == [b"hel", b"lo", b" wo", b""]
+        assert [await next_block(response) for _ in range(4)] == [b"hel", b"lo", b" wo", b""]
         assert response.complete
-        await (await pool.request("GET", "/")).read(100)
+        await read(await pool.request("GET", "/"), 100)
         assert server.connections == 1
 
 
@@ -112,7 +112,7 @@ async def test_an_answer_may_end_with_its_connection() -> None:
     """No length and no chunks: the end of the connection is the end of the body, and it is not used again."""
     async with served(says(b"HTTP/1.1 200 OK\r\n\r\nall", close=True)) as (server, pool):
         for _ in range(2):
-            assert await (await pool.request("GET", "/")).read(100) == b"all"
+            assert await read(await pool.request("GET", "/"), 100) == b"all"
         assert server.connections == 2
 
 
@@ -121,7 +121,7 @@ async def test_a_server_may_ask_for_closing() -> None:
     close = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi"
     async with served(says(close)) as (server, pool):
         for _ in range(2):
-            assert await (await pool.request("GET", "/")).read(100) == b"hi"
+            assert await read(await pool.request("GET", "/"), 100) == b"hi"
         assert server.connections == 2
 
 
@@ -142,7 +142,7 @@ async def test_a_stale_connection_is_replaced_once() -> None:
 
     async with served(answer) as (server, pool):
         for _ in range(2):
-            assert await (await pool.request("POST", "/", b"b")).read(10) == b"hi"
+            assert await read(await pool.request("POST", "/", b"b"), 10) == b"hi"
         assert (server.connections, server.requests) == (2, 3)
 
 
@@ -158,7 +158,7 @@ async def test_an_old_connection_is_not_trusted() -> None:
     """One that rested longer than the server may keep it is closed instead of used."""
     async with served(says(OK), keep_s=0.02) as (server, pool):
         for _ in range(2):
-            await (await pool.request("GET", "/")).read(10)
+            await read(await pool.request("GET", "/"), 10)
             await asyncio.sleep(0.05)
         assert server.connections == 2
 
@@ -173,7 +173,7 @@ async def test_a_break_in_the_body_is_a_failure(parts: tuple[bytes, ...]) -> Non
 
     async def read_on() -> None:
         while True:
-            got.append(await response.next_block())
+            got.append(await next_block(response))
 
     async with served(says(*parts, pause_s=0.02, close=True)) as (_, pool):
         response = await pool.request("GET", "/")
@@ -187,8 +187,8 @@ async def test_abort_closes_the_socket_at_once() -> None:
     """The engine sees a client that left, and whoever waits for the answer hears of it."""
     async with served(says(CHUNKED, b"2\r\nhi\r\n")) as (server, pool):
         response = await pool.request("GET", "/")
-        assert await response.next_block() == b"hi"
-        waiting = asyncio.create_task(response.next_block())
+        assert await next_block(response) == b"hi"
+        waiting = asyncio.create_task(next_block(response))
         await asyncio.sleep(0.01)
         response.abort()
         with pytest.raises(EngineFailed, match="given up"):
@@ -224,7 +224,7 @@ async def test_silence_has_its_limits() -> None:
     async with served(says(CHUNKED), idle_s=0.05) as (_, pool):
         response = await pool.request("GET", "/")
         with pytest.raises(EngineFailed, match="silent"):
-            await response.next_block()
+            await next_block(response)
 
 
 async def test_nobody_there_is_down() -> None:
@@ -263,7 +263,7 @@ async def test_a_slow_reader_stops_the_sender() -> None:
         response = await pool.request("GET", "/")
         await asyncio.sleep(0.2)
         assert response._size < BUFFER_BYTES_MAX * 2.1
-        assert len(await response.read(len(block) * total)) == len(block) * total
+        assert len(await read(response, len(block) * total)) == len(block) * total
 
 
 async def test_too_large_an_answer_is_refused() -> None:
@@ -271,17 +271,17 @@ async def test_too_large_an_answer_is_refused() -> None:
     async with served(says(OK)) as (_, pool):
         response = await pool.request("GET", "/")
         with pytest.raises(EngineFailed, match="larger than 1 bytes"):
-            await response.read(1)
+            await read(response, 1)
 
 
 async def test_a_detached_end_gives_the_connection_back() -> None:
     """After the end mark nobody reads on, and the connection is there for the next request all the same."""
     async with served(says(CHUNKED, b"2\r\nhi\r\n", b"0\r\n\r\n", pause_s=0.02)) as (server, pool):
         response = await pool.request("GET", "/")
-        await response.next_block()
+        await next_block(response)
         response.detach()
         await asyncio.sleep(0.06)
-        await (await pool.request("GET", "/")).read(10)
+        await read(await pool.request("GET", "/"), 10)
         assert server.connections == 1
 
 

@@ -21,6 +21,7 @@ from tokenworks.device.catalogue import Accelerator, catalogue
 Read = Callable[[str], str | None]
 Names = Callable[[str], list[str]]
 
+CPU = "cpu"
 FILE_CHARS_MAX, FOLDER_MAX = 4 << 20, 4_096
 HOURS_PER_YEAR = 8_766
 POWER_ERROR_PERMILLE = 500
@@ -38,7 +39,7 @@ class Device(Word, frozen=True):
     name: str
     vendor: str
     kind: str
-    """"cpu", or an accelerator as its vendor calls it: "gpu", "npu", "mlu", "dcu", "xpu"."""
+    """``CPU``, or an accelerator as its vendor calls it: "gpu", "npu", "mlu", "dcu", "xpu"."""
     threads: int
     """What compute is shared out in: hardware threads that this process may use; 1,000 for an accelerator."""
     memory_bytes: int
@@ -108,7 +109,7 @@ def discover(
             catalogue_id=row.id if row else None,
             name=name,
             vendor=vendor,
-            kind="cpu",
+            kind=CPU,
             threads=threads,
             memory_bytes=min([memory, *_memory_limits(read)]),
             idle_mw=_power(row, row.idle_mw_per_thread, threads) if row else None,

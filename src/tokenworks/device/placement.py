@@ -22,6 +22,7 @@ class Spot(Word, frozen=True):
     model: str
     """Only devices of one model work together."""
     backend: str
+    """What demands ask for: its vendor, or a software stack."""
     memory_mb: int
     gflops: int | None = None
     link: str | None = None
@@ -30,7 +31,12 @@ class Spot(Word, frozen=True):
     booked_permille: int = 0
     booked_mb: int = 0
     used_mb: int = 0
-    """Measured. The larger of booked and measured memory is taken, never booked numbers alone."""
+    """Measured."""
+
+    @property
+    def free_mb(self) -> int:
+        """The larger of booked and measured memory is taken, never booked numbers alone."""
+        return max(0, self.memory_mb - max(self.booked_mb, self.used_mb))
 
 
 class Placement(Word, frozen=True):
@@ -52,7 +58,7 @@ class _Room:
     def __init__(self, spots: Sequence[Spot]) -> None:
         self.spots = [spot for spot in spots if spot.available]
         self.share = [WHOLE - spot.booked_permille for spot in self.spots]
-        self.memory = [max(0, spot.memory_mb - max(spot.booked_mb, spot.used_mb)) for spot in self.spots]
+        self.memory = [spot.free_mb for spot in self.spots]
         self.groups: dict[str, dict[tuple[str, ...], list[int]]] = {"any": {}, "node": {}, "link": {}}
         for i, spot in enumerate(self.spots):
             on = spot.link or f"alone {i}"
@@ -105,7 +111,8 @@ def _fill(room: _Room, demands: Sequence[Demand]) -> Placement:
             placed[demand.name] = tuple(room.spots[i].id for i in chosen)
         else:
             fits = sum(room.left(i, demand) is not None for i in range(len(room.spots)))
-            far = f", none of them close enough together ({demand.near})" if fits >= demand.count else ""
+            close = "alike" if demand.near == "any" else f"close enough together ({demand.near})"
+            far = f", none of them {close}" if fits >= demand.count else ""
             refused[demand.name] = f"{fits} devices of its kind have room for it, {demand.count} are needed{far}"
     compute, free = WHOLE * len(room.spots), sum(room.share)
     memory = sum(spot.memory_mb for spot in room.spots)

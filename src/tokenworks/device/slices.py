@@ -1,6 +1,6 @@
 """Slices: shares of a device's compute and memory, each with its part of the power and the cost.
 
-What is booked stands in ``Slice``, what is measured in ``Took``; neither is ever taken for the other. ``Limits`` is
+What is booked stands in ``Booked``, what is measured in ``Took``; neither is ever taken for the other. ``Limits`` is
 what the platform can be told: processors and memory of a child, the environment of an accelerator's process.
 """
 
@@ -11,10 +11,10 @@ from itertools import cycle, islice
 
 from tokenworks.core.errors import TokenworksError
 from tokenworks.core.words import Provenance, Word
-from tokenworks.device.discovery import Device
+from tokenworks.device.discovery import CPU, Device
 
 
-class Slice(Word, frozen=True):
+class Booked(Word, frozen=True):
     """Part of one device."""
 
     id: str
@@ -23,6 +23,11 @@ class Slice(Word, frozen=True):
     threads: int
     """Hardware threads of a processor, thousandths of an accelerator."""
     memory_bytes: int
+
+
+class Slice(Booked, frozen=True):
+    """Part of one device of which it is known what it draws."""
+
     idle_mw: int
     """Its share of the device's idle power."""
     busy_mw: int
@@ -51,25 +56,21 @@ class Took(Word, frozen=True):
     """Processor time since its start, of all its threads."""
 
 
-def cut(device: Device, threads: int, memory_bytes: int, taken: Sequence[Slice]) -> Slice:
-    """Cut a slice of ``threads`` and ``memory_bytes`` from what ``taken`` leaves of the device.
+def cut(device: Device, threads: int, memory_bytes: int, taken: Sequence[Booked]) -> Booked:
+    """Book ``threads`` and ``memory_bytes`` of what ``taken`` leaves of the device: a Slice, if its power is known.
 
-    Shares round down, so the slices of a device never sum above it. Raises TokenworksError when the slice does not
-    fit, or when the device's power is unknown: its energy could not be accounted for.
+    Shares round down, so the slices of a device never sum above it. Raises TokenworksError when there is no room.
     """
-    others = [slice_ for slice_ in taken if slice_.device == device.id]
+    others = [part for part in taken if part.device == device.id]
     _must_fit(device, "threads", threads, device.threads - sum(s.threads for s in others), least=1)
     _must_fit(device, "bytes of memory", memory_bytes, device.memory_bytes - sum(s.memory_bytes for s in others))
+    numbers = {s.id for s in others}
+    id_ = next(each for n in range(len(others) + 1) if (each := f"{device.id}/{n}") not in numbers)
     idle, most, cost = device.idle_mw, device.max_mw, device.cost_nano_per_hour
     if idle is None or most is None:
-        raise TokenworksError(
-            f"nothing is known about the power of {device.id} ({device.name})",
-            hint="state its idle and its greatest power, or add a row to the catalogue",
-        )
-    numbers = {s.id for s in others}
-    number = next(n for n in range(len(others) + 1) if f"{device.id}/{n}" not in numbers)
+        return Booked(id=id_, device=device.id, threads=threads, memory_bytes=memory_bytes)
     return Slice(
-        id=f"{device.id}/{number}",
+        id=id_,
         device=device.id,
         threads=threads,
         memory_bytes=memory_bytes,
@@ -90,16 +91,16 @@ def _must_fit(device: Device, what: str, wanted: int, left: int, least: int = 0)
         )
 
 
-def limits_of(slices: Sequence[Slice], devices: Sequence[Device], cpus: Sequence[int] = ()) -> Limits:
-    """How to hold one process to its slices, one of each device in ``devices``: one processor, or cards of one vendor.
+def limits_of(slices: Sequence[Booked], devices: Sequence[Device]) -> Limits:
+    """How to hold one process to its parts, one of each device in ``devices``: one processor, or cards of one vendor.
 
     A whole card needs only the visible-device variable of its vendor. A part of an NVIDIA card is enforced by MPS, when
     its daemon runs (NVIDIA Multi-Process Service, environment variables); a MIG instance is a device of its own. The
     parts of other vendors' cards are enforced by nobody.
     """
     first, device = slices[0], devices[0]
-    if device.kind == "cpu":
-        return Limits(cpus=tuple(cpus), memory_bytes=first.memory_bytes)
+    if device.kind == CPU:
+        return Limits(memory_bytes=first.memory_bytes)
     names = [value for each in devices for value in each.visible.values()]
     env = dict.fromkeys(device.visible, ",".join(names))
     if first.threads >= device.threads:

@@ -14,7 +14,7 @@ import msgspec
 from tokenworks.core.words import Provenance, Sourced, Word
 from tokenworks.device.catalogue import recognise
 from tokenworks.device.discovery import Device, Names, Read, discover, list_names, read_text
-from tokenworks.device.tools import Run, run_tool
+from tokenworks.device.tools import ENDLESS, Run, run_tool
 from tokenworks.device.vendors import Raw, Vendor, vendors
 
 HEALTHY, CHECK = ("OK", "Available"), "check the driver and its tool"
@@ -36,6 +36,8 @@ class Survey(Word, frozen=True):
 
     devices: tuple[Device, ...]
     findings: tuple[Finding, ...]
+    silent: frozenset[str] = frozenset()
+    """Vendors whose tool did not end, so that nothing is known of their cards."""
 
 
 class Changes(NamedTuple):
@@ -63,7 +65,8 @@ def survey(ports: Ports = Ports(), *, currency: str = "USD") -> Survey:  # noqa:
     for found, told in asked:
         devices += found
         findings += told
-    return Survey(devices=tuple(devices), findings=tuple(findings))
+    silent = frozenset(each.about for each in findings if ENDLESS in each.what)
+    return Survey(devices=tuple(devices), findings=tuple(findings), silent=silent)
 
 
 def changes(before: Sequence[Device], after: Sequence[Device]) -> Changes:

@@ -5,6 +5,7 @@ A vendor's tool may hang in its driver or print without end: it costs at most ``
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import resource
@@ -13,7 +14,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import IO, NamedTuple
 
 from tokenworks.core.units import NS_PER_S
@@ -21,6 +24,8 @@ from tokenworks.device.discovery import read_text
 from tokenworks.device.slices import Limits, Took
 
 SECONDS_MAX, OUTPUT_BYTES_MAX, SAID_CHARS_MAX = 10.0, 4 << 20, 200
+ENDLESS = "did not end within"
+LINE_BYTES_MAX = 16 << 20  # of what a child of ours says
 RUNAWAY_BYTES = 1 << 30  # mapped but never touched: stacks and reserves of some hundred threads
 
 
@@ -60,7 +65,7 @@ def run_tool(argv: Sequence[str], *, seconds_max: float = SECONDS_MAX) -> Ran:
                 os.killpg(process.pid, signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(1.0)  # one that waits inside its driver does not even die: it is left behind
-            return Ran("", f"{argv[0]} did not end within {seconds_max:g} s")
+            return Ran("", f"{argv[0]} {ENDLESS} {seconds_max:g} s")
         text, said = _text(out), _text(err).strip()
     if len(text) >= OUTPUT_BYTES_MAX or status == -signal.SIGXFSZ:
         return Ran("", f"{argv[0]} printed more than {OUTPUT_BYTES_MAX >> 20} MiB")
@@ -73,6 +78,15 @@ def run_tool(argv: Sequence[str], *, seconds_max: float = SECONDS_MAX) -> Ran:
 def _text(file: IO[bytes]) -> str:
     file.seek(0)
     return file.read(OUTPUT_BYTES_MAX).decode(errors="replace")
+
+
+async def spawn(*command: str, log: Path, stdout: int | None = None, env: Mapping[str, str] = {}) -> Process:
+    """Start a module of ours in a session of its own; its standard input is its lifeline. Raises OSError."""
+    with log.open("ab") as file:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", *command, stdin=PIPE, stdout=stdout or file, stderr=file,
+            env={**os.environ, **env}, start_new_session=True, limit=LINE_BYTES_MAX,
+        )  # fmt: skip
 
 
 def enforce(pid: int, limits: Limits) -> None:

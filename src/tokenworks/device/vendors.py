@@ -1,4 +1,4 @@
-"""Vendors of accelerators as one table, ``data/vendors.toml``, and the three readers that their tools need.
+"""Vendors of accelerators as one table, ``data/vendors.toml``, and the four readers that their tools need.
 
 To support another vendor, add its row there and a sample of its output to the tests.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
+from xml.etree import ElementTree
 
 import msgspec
 
@@ -23,12 +24,13 @@ LINE_CHARS_MAX, DEVICES_MAX = 1_000, 1_024
 
 
 class Way(Word, frozen=True):
-    """Commands that together describe all devices of a vendor, and one of three readers."""
+    """Commands that together describe all devices of a vendor, and one of four readers."""
 
     commands: tuple[tuple[str, ...], ...]
     csv: tuple[str, ...] = ()
     lines: tuple[str, ...] = ()
     json: dict[str, tuple[str, ...]] = {}
+    xml: dict[str, tuple[str, ...]] = {}
     on_bus_only: bool = False
     """Not run unless a device of the vendor is on the bus."""
 
@@ -36,6 +38,8 @@ class Way(Word, frozen=True):
         """Devices in what the commands printed. Raises ValueError or whatever a parser makes of garbage."""
         if self.json:
             raws = _json(self.json, outputs)
+        elif self.xml:
+            raws = list(_xml(self.xml, outputs))
         else:
             lines = [line[:LINE_CHARS_MAX] for line in outputs[0].splitlines()]
             raws = _csv(self.csv, lines) if self.csv else _patterns(self.lines, lines)
@@ -81,6 +85,26 @@ def _patterns(patterns: Sequence[str], lines: Sequence[str]) -> list[Raw]:
             match = re.match(patterns[0], line)
             above = match.groupdict() if match else None
     return found
+
+
+def _xml(fields: dict[str, tuple[str, ...]], outputs: Sequence[str]) -> Iterator[Raw]:
+    """Cards of ``nvidia-smi -q -x`` in its order; where MIG is on, instances that ``nvidia-smi -L`` names."""
+    instances, at = dict[str, list[str]](), ""
+    for line in "".join(outputs[1:]).splitlines()[: 8 * DEVICES_MAX]:
+        if match := re.match(r"(?:GPU (\d+)|\s+MIG (\S+)\s+Device\s+(\d+)):.*\(UUID: ([\w-]+)\)", line):
+            at = match[1] or at
+            instances[f"{at}:{match[3]}"] = [match[2], match[4]]
+    # The tool is local and run_tool bounds its output; expat bounds what entities may expand to.
+    for number, card in enumerate(ElementTree.fromstring(outputs[0]).iter("gpu")):  # noqa: S314
+        texts = {name: next(filter(None, map(card.findtext, paths)), "") for name, paths in fields.items()}
+        if card.findtext("mig_mode/current_mig") != "Enabled":
+            yield texts | {"index": str(number)}
+        for part in card.findall("mig_devices/mig_device"):
+            index = f"{number}:{part.findtext('index')}"
+            if index in instances:  # without its UUID it can be shown to nobody
+                profile, uuid = instances[index]
+                said = {"index": index, "uuid": uuid, "name": f"{texts['name']} MIG {profile}", "bus": texts["bus"]}
+                yield said | {key: part.findtext(fields[key][0], "") for key in ("total", "used")}
 
 
 def _json(fields: dict[str, tuple[str, ...]], outputs: Sequence[str]) -> list[Raw]:

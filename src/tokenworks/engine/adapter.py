@@ -107,7 +107,7 @@ class TokenStream(Protocol):
 
 
 class Adapter(Protocol):
-    """How a replica's engine is spoken to."""
+    """How a replica's engine is spoken to. What has a body here is for those that cannot be asked."""
 
     async def stream(self, request: Request) -> TokenStream:
         """Start an answer; returns when the engine has accepted it.
@@ -123,11 +123,11 @@ class Adapter(Protocol):
 
     async def count_input(self, request: Request) -> int | None:
         """Exact number of prompt tokens, where the engine can say so without making any."""
-        ...
+        return None
 
     async def healthy(self) -> bool:
-        """The engine answers and has its model loaded. Never raises."""
-        ...
+        """The engine answers and has its model loaded, as far as is known. Never raises."""
+        return True
 
     async def close(self) -> None:
         """Close all connections; streams in the middle break."""
@@ -139,16 +139,16 @@ class Engine(Adapter, Protocol):
 
     async def load(self) -> Load | None:
         """What the engine says of its load; None: nothing. Raises EngineFailed when that cannot be true."""
-        ...
+        return None
 
     async def sleep(self) -> bool:
         """Let go of the device's memory while the server stays up. False: this engine cannot."""
-        ...
+        return False
 
     async def wake(self) -> None:
         """Take the memory back; returns when it can work. Raises EngineDown or EngineFailed."""
-        ...
+        return
 
     def heard(self) -> int | None:
         """Bytes of the answers that are awaited now: while it stays the same the engine is silent. None: none is."""
-        ...
+        return None

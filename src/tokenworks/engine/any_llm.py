@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 
 from tokenworks.core.errors import BadRequest, EngineDown, EngineFailed, TokenworksError
+from tokenworks.core.steps import in_task
 from tokenworks.core.words import Request, Usage
-from tokenworks.engine.adapter import Completion, Load, Timing
+from tokenworks.engine.adapter import Completion, Engine, Timing
 from tokenworks.engine.events import Reader
 from tokenworks.engine.reports import error_of
 from tokenworks.engine.usage import read
@@ -32,7 +33,7 @@ _STATUS = {
 _OURS = ("model", "stream")
 
 
-class AnyLLM:
+class AnyLLM(Engine):
     """One provider behind the library. Raises EngineDown when the library is not installed."""
 
     def __init__(self, upstream_model: str, *, api_key: str | None = None, url: str | None = None) -> None:
@@ -67,33 +68,11 @@ class AnyLLM:
         asked = msgspec.json.decode(request.body)
         for name in _OURS:
             asked.pop(name, None)
+        await in_task()  # what its client is made of asks for one
         try:
             return await self._client.acompletion(model=self._model, stream=request.stream, **asked)
         except Exception as error:
             raise _ours(error) from error
-
-    async def count_input(self, request: Request) -> int | None:
-        """Not every provider can be asked."""
-        return None
-
-    async def healthy(self) -> bool:
-        """It is taken to be until its answers say otherwise."""
-        return True
-
-    async def load(self) -> Load | None:
-        """See ``Engine.load``."""
-        return None
-
-    async def sleep(self) -> bool:
-        """See ``Engine.sleep``."""
-        return False
-
-    async def wake(self) -> None:
-        """See ``Engine.wake``."""
-
-    def heard(self) -> int | None:
-        """See ``Engine.heard``: the library keeps its own time."""
-        return None
 
     async def close(self) -> None:
         """See ``Adapter.close``. The library has no word for it; most of its clients have."""

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -16,14 +16,16 @@ from tokenworks.core.errors import EngineDown
 from tokenworks.core.words import Word
 from tokenworks.device.discovery import read_text
 from tokenworks.device.slices import Limits, Took
-from tokenworks.device.tools import enforce, took
+from tokenworks.device.tools import enforce, spawn, took
+from tokenworks.engine.adapter import Engine
+from tokenworks.engine.drivers import Held
 from tokenworks.engine.llamacpp_child import Ready
 
 LOG_BYTES_MAX = 1 << 20
 """A replica's log; beyond it the log moves to ``.log.1``, over the one before."""
 
 
-class Child:
+class Child(Held):
     """A module of ours that runs an engine: it reads its orders as one line, tells its port, and lives while we do."""
 
     def __init__(self, process: Process, log_path: Path) -> None:
@@ -36,25 +38,25 @@ class Child:
     async def start(cls, module: str, orders: Word, log_path: Path, limits: Limits) -> Child:
         """Spawn it, hold it to its slice and hand it its orders. Raises OSError when that cannot be done."""
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        with log_path.open("ab") as log:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", module, stdin=PIPE, stdout=PIPE, stderr=log,
-                env={**os.environ, **limits.env},
-                start_new_session=True,  # Ctrl-C in the terminal is for us; we tell our children ourselves
-            )  # fmt: skip
+        process = await spawn(module, log=log_path, stdout=PIPE, env=limits.env)
         child = cls(process, log_path)
         enforce(process.pid, limits)  # it waits for its orders: nothing of it escapes
         assert process.stdin is not None
         process.stdin.write(msgspec.json.encode(orders) + b"\n")
         return child
 
-    async def port(self) -> int:
-        """Where it listens, as soon as it says so. Raises EngineDown when it ends instead."""
-        assert self._process.stdout is not None
-        line = await self._process.stdout.readline()
-        if not line:
-            raise EngineDown(await self.ended(), hint=f"see {self._log_path}")
-        return msgspec.json.decode(line, type=Ready).port
+    async def reached(self, reach: Callable[[int], Engine], patience_s: float) -> Child:
+        """Itself, as soon as it says on which port it listens. Raises EngineDown when it ends instead."""
+        try:
+            assert self._process.stdout is not None
+            line = await self._process.stdout.readline()
+            if not line:
+                raise EngineDown(await self.ended(), hint=f"see {self._log_path}")
+            self.engine = reach(msgspec.json.decode(line, type=Ready).port)
+        except BaseException:
+            await asyncio.shield(self.stop(patience_s))
+            raise
+        return self
 
     async def ended(self) -> str:
         """Wait until it is gone, and say how."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import asyncio
 import logging
-from typing import Protocol
 
 import msgspec
 
@@ -48,25 +47,23 @@ class Pace(Word, frozen=True):
     """How long a child may take to leave after its lifeline was cut, before it is killed."""
 
 
-class Held(Protocol):
-    """An engine that a driver has begun or found."""
+class Held:
+    """An engine that a driver has found. One that it has begun, it can see and end too."""
 
-    @property
-    def engine(self) -> Engine:
-        """How to speak to it."""
-        ...
+    engine: Engine
+    """How to speak to it."""
 
     async def ended(self) -> str:
         """Wait until it is gone, and say how; for ever when that cannot be seen."""
-        ...
+        await asyncio.Event().wait()
+        return ""
 
     def look(self) -> Took | None:
         """What it takes of this machine; None: unknown."""
-        ...
+        return None
 
     async def stop(self, patience_s: float) -> None:
-        """End it. Never raises."""
-        ...
+        """End it, if it is ours. Never raises."""
 
 
 async def checked(adapter: Adapter, timeout_s: float) -> bool:
@@ -175,6 +172,8 @@ class _Life:
             raise
 
     async def _begun(self) -> Held:
+        if self._replica.lost:
+            raise EngineDown(self._replica.lost)
         try:
             async with asyncio.timeout(self._pace.load_s_max):
                 return await self._driver.begin(self._replica)
@@ -242,8 +241,10 @@ class _Life:
             await self._clock.sleep(self._pace.load_poll_s)
 
     async def _look(self, held: Held) -> None:
-        """Health, memory, load and silence. Raises EngineDown when it must not go on."""
+        """Devices, health, memory, load and silence. Raises EngineDown when it must not go on."""
         replica = self._replica
+        if replica.lost:
+            raise EngineDown(replica.lost)
         if not await checked(held.engine, self._pace.health_timeout_s):
             self._missed += 1
             if self._missed >= self._pace.missed_max:
@@ -327,23 +328,6 @@ async def _end(held: Held, patience_s: float) -> None:
     await held.stop(patience_s)
 
 
-class _Found:
-    """An engine of somebody else."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-
-    async def ended(self) -> str:
-        await asyncio.Event().wait()  # we would not know
-        return ""
-
-    def look(self) -> Took | None:
-        return None
-
-    async def stop(self, patience_s: float) -> None:
-        """It is not ours to end."""
-
-
 class ExternalDriver(Driver):
     """Watches an engine that somebody else runs."""
 
@@ -351,4 +335,6 @@ class ExternalDriver(Driver):
 
     async def begin(self, replica: Replica) -> Held:
         """See ``Driver.begin``."""
-        return _Found(adapter_for(replica))
+        held = Held()
+        held.engine = adapter_for(replica)
+        return held

@@ -10,7 +10,6 @@ import msgspec
 
 from tokenworks.core.clock import Clock
 from tokenworks.core.words import Word
-from tokenworks.device.slices import Took
 from tokenworks.engine.adapter import Engine
 from tokenworks.engine.adapters import CONNECTIONS_SPARE, adapter_for
 from tokenworks.engine.child import Child
@@ -34,26 +33,6 @@ class Door(Word, frozen=True):
     threads: int
 
 
-class OwnProcess:
-    """An engine in a child process of ours."""
-
-    def __init__(self, child: Child, engine: Engine) -> None:
-        self._child = child
-        self.engine = engine
-
-    async def ended(self) -> str:
-        """See ``Held.ended``."""
-        return await self._child.ended()
-
-    def look(self) -> Took | None:
-        """See ``Held.look``."""
-        return self._child.look()
-
-    async def stop(self, patience_s: float) -> None:
-        """See ``Held.stop``."""
-        await self._child.stop(patience_s)
-
-
 class EmbeddedDriver(Driver):
     """One child process of our own for each replica."""
 
@@ -69,15 +48,15 @@ class EmbeddedDriver(Driver):
         async with self._pulling:  # replicas of one model need one download
             path = await asyncio.to_thread(pull, model, self._cache, self._report)
         settings = _settings(replica, path)
-        child = await Child.start(MODULE, settings, self._log_dir / f"{spec.name}.log", spec.limits)
-        try:
-            url = f"http://{HOST}:{await child.port()}"
+
+        def reach(port: int) -> Engine:
+            url = f"http://{HOST}:{port}"
             door = Door(url=url, api_key=settings.api_key, model=model.name, threads=spec.threads)
-            await asyncio.to_thread(_leave, self._log_dir / f"{spec.name}.door", door)
-            return OwnProcess(child, adapter_for(replica, url, settings.api_key))
-        except BaseException:
-            await asyncio.shield(child.stop(self._pace.stop_s))
-            raise
+            _leave(self._log_dir / f"{spec.name}.door", door)
+            return adapter_for(replica, url, settings.api_key)
+
+        child = await Child.start(MODULE, settings, self._log_dir / f"{spec.name}.log", spec.limits)
+        return await child.reached(reach, self._pace.stop_s)
 
 
 def _leave(path: Path, door: Door) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -30,11 +31,12 @@ EXIT_NOT_STARTED = 127
 
 
 class Orders(Word, frozen=True):
-    """What to run. ``{port}`` and ``{model}`` in the command are filled in here; without a port a free one is taken."""
+    """What to run. ``{port}``, ``{model}`` and ``names`` are filled in here; without a port a free one is taken."""
 
     command: tuple[str, ...]
     model: str
     port: int | None = None
+    names: dict[str, str] = {}
 
 
 def free_port() -> int:
@@ -63,7 +65,8 @@ def main() -> int:
     lifeline = sys.stdin.buffer
     orders = msgspec.json.decode(lifeline.readline(SETTINGS_BYTES_MAX), type=Orders)
     port = orders.port or free_port()
-    command = [word.replace("{port}", str(port)).replace("{model}", orders.model) for word in orders.command]
+    names = orders.names | {"port": str(port), "model": orders.model}
+    command = [re.sub(r"{(\w+)}", lambda name: names.get(name[1], name[0]), word) for word in orders.command]
     signal.signal(signal.SIGTERM, lambda *_: None)  # it is for the others of our group; a handler is not inherited
     try:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, preexec_fn=_follow)  # noqa: PLW1509

@@ -14,6 +14,9 @@ from tokenworks.engine.nap import Nap
 from tokenworks.engine.record import FAILED_MAX, Address, Replica
 from tokenworks.engine.replica import Life, ReplicaSpec, State, went_down
 
+_FIGURES = ("restarts", "wake_ns", "load", "took")
+"""What a mirror takes over as it is."""
+
 
 class ReplicaNow(Word, frozen=True):
     """What the keeper of a replica tells of it."""
@@ -44,17 +47,8 @@ class Use(Word, frozen=True):
 
 def now_of(replica: Replica, theirs: int) -> ReplicaNow:
     """A replica for a mirror that has so many requests with it."""
-    return ReplicaNow(
-        name=replica.spec.name,
-        life=replica.life,
-        address=replica.address,
-        elsewhere=max(0, replica.running - theirs),
-        restarts=replica.restarts,
-        why=replica.why,
-        wake_ns=replica.wake_ns,
-        load=replica.load,
-        took=replica.took,
-    )
+    same = {name: getattr(replica, name) for name in ("life", "address", "why", *_FIGURES)}
+    return ReplicaNow(name=replica.spec.name, elsewhere=max(0, replica.running - theirs), **same)
 
 
 def used(replica: Replica, use: Use, elsewhere: int) -> None:
@@ -84,8 +78,8 @@ class Mirror:
         """Take over how a replica stands. Raises as ``adapter_for``."""
         replica = self.replicas[now.name]
         replica.meanwhile(now.elsewhere)
-        replica.restarts = now.restarts
-        replica.wake_ns, replica.load, replica.took = now.wake_ns, now.load, now.took
+        for name in _FIGURES:
+            setattr(replica, name, getattr(now, name))
         if self._lives.get(now.name) != now.life:
             self._lives[now.name] = replica.life = now.life
             replica.failed = 0

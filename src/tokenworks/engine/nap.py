@@ -9,8 +9,9 @@ from tokenworks.core.words import Request
 from tokenworks.engine.adapter import Adapter, Completion, TokenStream
 
 
-class Nap:
-    """Stands in for the engine while it sleeps. How many wait here is bounded by the replica's own count."""
+class Nap(Adapter):
+    """Stands in for the engine while it sleeps; to be asked, it is not woken. How many wait here is bounded by the
+    replica's own count."""
 
     def __init__(self) -> None:
         self.wanted = asyncio.Event()
@@ -36,14 +37,6 @@ class Nap:
     async def complete(self, request: Request) -> Completion:
         """See ``Adapter.complete``."""
         return await (await self._awake()).complete(request)
-
-    async def count_input(self, request: Request) -> int | None:
-        """Not worth waking it."""
-        return None
-
-    async def healthy(self) -> bool:
-        """It is not asked."""
-        return True
 
     async def close(self) -> None:
         """See ``Adapter.close``."""

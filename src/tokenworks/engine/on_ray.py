@@ -1,8 +1,9 @@
 """The driver that places engines on a Ray cluster: ``pip install 'tokenworks[ray]'``, on every node too.
 
-Each replica is a placement group of one bundle (fractions and resources of one's own are Ray's), and in it an actor
-that runs the engine's command beside it. When the actor or its node dies, the replica has failed and is placed again
-on whatever is left. Source: Ray documentation, "Placement Groups", "Resources", 2.60.
+Each replica is a placement group with a bundle for each of its nodes (fractions and resources of one's own are Ray's):
+one node when all its cards fit on one, else as few as can hold equal shares. In each bundle an actor runs the engine's
+command beside it. When an actor or its node dies, the replica has failed and is placed again on what is left.
+Source: Ray documentation, "Placement Groups", "Resources", 2.60.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import asyncio
 import contextlib
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from tokenworks.core.errors import EngineDown
-from tokenworks.device.slices import Took
 from tokenworks.engine.adapter import Engine
 from tokenworks.engine.adapters import adapter_for
 from tokenworks.engine.drivers import Driver, Held
@@ -31,17 +32,17 @@ THREADS = 2
 class OnNode:
     """Runs on the node: one command on a lifeline that ends with this actor."""
 
-    def __init__(self, orders: bytes) -> None:
+    _process: subprocess.Popen[bytes]
+
+    def start(self, orders: bytes) -> int | None:
+        """Where the engine was told to listen; None: it ended instead."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", MODULE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(orders + b"\n")
         self._process.stdin.flush()
-
-    def port(self) -> int | None:
-        """Where the engine was told to listen; None: it ended instead."""
-        assert self._process.stdout is not None
         line = self._process.stdout.readline()
         return msgspec.json.decode(line, type=Ready).port if line else None
 
@@ -54,34 +55,44 @@ class OnNode:
         return self._process.wait()
 
 
-class _Placed:
-    """An engine on some node."""
+class _Placed(Held):
+    """An engine on some nodes."""
 
-    def __init__(self, ray: Any, actor: Any, group: Any, engine: Engine) -> None:
-        self._ray, self._actor, self._group = ray, actor, group
+    def __init__(self, ray: Any, actors: list[Any], group: Any, engine: Engine) -> None:
+        self._ray, self._actors, self._group = ray, actors, group
         self.engine = engine
 
     async def ended(self) -> str:
-        """See ``Held.ended``."""
+        """See ``Held.ended``: the first of its commands, without which the others are nothing."""
+        asked = [asyncio.ensure_future(actor.ended.remote()) for actor in self._actors]
         try:
-            return f"the engine's process ended with status {await self._actor.ended.remote()}"
+            done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            return f"the engine's process ended with status {done.pop().result()}"
         except self._ray.exceptions.RayError as error:
             return f"its node or actor is gone: {type(error).__name__}"
-
-    def look(self) -> Took | None:
-        """See ``Held.look``: it is not on this machine."""
-        return None
+        finally:
+            for each in asked:
+                each.cancel()
 
     async def stop(self, patience_s: float) -> None:
-        """See ``Held.stop``. The actor's lifeline ends its command."""
-        _release(self._ray, self._actor, self._group)
+        """See ``Held.stop``. The actors' lifelines end their commands."""
+        _release(self._ray, self._actors, self._group)
 
 
-def _release(ray: Any, actor: Any, group: Any) -> None:
+def _release(ray: Any, actors: list[Any], group: Any) -> None:
     with contextlib.suppress(Exception):  # the cluster itself may be gone
-        if actor is not None:
+        for actor in actors:
             ray.kill(actor)
         ray.util.remove_placement_group(group)
+
+
+def bundles(cards: int, milli: Mapping[str, int], nodes: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Equal parts of ``cards`` times ``milli``, as few as nodes of these sizes can hold; all in one if none can."""
+    for parts in (parts for parts in range(1, cards + 1) if cards % parts == 0):
+        bundle = {name: amount * (cards // parts) / 1000 for name, amount in milli.items()}
+        if sum(all(node.get(name, 0) >= amount for name, amount in bundle.items()) for node in nodes) >= parts:
+            return [bundle] * parts
+    return [{name: amount * cards / 1000 for name, amount in milli.items()}]
 
 
 class RayDriver(Driver):
@@ -106,26 +117,29 @@ class RayDriver(Driver):
         """See ``Driver.begin``. Raises EngineDown when no node has room for it."""
         spec, ray = replica.spec, _ray()
         await self._join(ray, spec.cluster)
-        bundle = {name: amount / 1000 for name, amount in spec.resources_milli.items()}
-        group, actor = ray.util.placement_group([bundle], strategy="PACK"), None
+        nodes = [node["Resources"] for node in await asyncio.to_thread(ray.nodes) if node["Alive"]]
+        parts = bundles(spec.cards, spec.resources_milli, nodes)
+        group = ray.util.placement_group(parts, strategy="STRICT_PACK" if len(parts) == 1 else "PACK")
+        actors: list[Any] = []
         try:
-            await _room(group, bundle, self._pace.place_s)
-            others = {name: amount for name, amount in bundle.items() if name not in ("CPU", "GPU", "memory")}
-            strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(placement_group=group)
-            remote = ray.remote(OnNode).options(
-                num_cpus=bundle.get("CPU", 0), num_gpus=bundle.get("GPU", 0), memory=bundle.get("memory"),
-                resources=others, scheduling_strategy=strategy, max_restarts=0, max_concurrency=THREADS,
-            )  # fmt: skip
-            actor = remote.remote(msgspec.json.encode(orders_of(spec)))
-            host, port = await actor.host.remote(), await actor.port.remote()
-            if port is None:
-                raise EngineDown(f"the engine's command ended at once (status {await actor.ended.remote()})")
-            return _Placed(ray, actor, group, adapter_for(replica, f"http://{host}:{port}"))
+            await _room(group, parts, self._pace.place_s)
+            actors += [_actor(ray, group, index, bundle) for index, bundle in enumerate(parts)]
+            head = await actors[0].host.remote()
+            asked = []
+            for rank, actor in enumerate(actors):
+                names = {"head": head, "nodes": str(len(parts)), "rank": str(rank)}
+                orders = msgspec.structs.replace(orders_of(spec), names=names)
+                asked.append(actor.start.remote(msgspec.json.encode(orders)))
+            ports = [await port for port in asked]
+            if None in ports:
+                ended = await actors[ports.index(None)].ended.remote()
+                raise EngineDown(f"the engine's command ended at once (status {ended})")
+            return _Placed(ray, actors, group, adapter_for(replica, f"http://{head}:{ports[0]}"))
         except ray.exceptions.RayError as error:
-            _release(ray, actor, group)
+            _release(ray, actors, group)
             raise EngineDown(f"its node or actor is gone: {type(error).__name__}") from error
         except BaseException:
-            _release(ray, actor, group)
+            _release(ray, actors, group)
             raise
 
     async def _join(self, ray: Any, address: str) -> None:
@@ -141,12 +155,24 @@ class RayDriver(Driver):
             self._joined = True
 
 
-async def _room(group: Any, bundle: dict[str, float], seconds: float) -> None:
+def _actor(ray: Any, group: Any, index: int, bundle: dict[str, float]) -> Any:
+    """The one that holds all of a bundle."""
+    others = {name: amount for name, amount in bundle.items() if name not in ("CPU", "GPU", "memory")}
+    strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(group, index)
+    made = ray.remote(OnNode).options(
+        num_cpus=bundle.get("CPU", 0), num_gpus=bundle.get("GPU", 0), memory=bundle.get("memory"),
+        resources=others, scheduling_strategy=strategy, max_restarts=0, max_concurrency=THREADS,
+    )  # fmt: skip
+    return made.remote()
+
+
+async def _room(group: Any, parts: list[dict[str, float]], seconds: float) -> None:
     try:
         async with asyncio.timeout(seconds):
             await group.ready()
     except TimeoutError:
-        raise EngineDown(f"no node has room for {bundle}") from None
+        on = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
+        raise EngineDown(f"no node has room for {parts[0]}{on}") from None
 
 
 def _ray() -> Any:

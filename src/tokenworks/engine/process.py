@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -10,7 +9,7 @@ from tokenworks.core.clock import Clock
 from tokenworks.engine.adapters import adapter_for
 from tokenworks.engine.child import Child
 from tokenworks.engine.drivers import Driver, Held, Pace
-from tokenworks.engine.embedded import HOST, OwnProcess
+from tokenworks.engine.embedded import HOST
 from tokenworks.engine.lifeline import Orders
 from tokenworks.engine.record import Replica
 from tokenworks.engine.replica import ReplicaSpec
@@ -35,9 +34,5 @@ class ProcessDriver(Driver):
         """See ``Driver.begin``."""
         spec = replica.spec
         child = await Child.start(MODULE, orders_of(spec), self._log_dir / f"{spec.name}.log", spec.limits)
-        try:
-            port = await child.port()
-            return OwnProcess(child, adapter_for(replica, spec.url or f"http://{HOST}:{port}"))
-        except BaseException:
-            await asyncio.shield(child.stop(self._pace.stop_s))
-            raise
+        reach = lambda port: adapter_for(replica, spec.url or f"http://{HOST}:{port}")  # noqa: E731
+        return await child.reached(reach, self._pace.stop_s)

@@ -23,7 +23,6 @@ from typing import IO
 import msgspec
 
 from tokenworks.core.errors import EngineDown, Unreachable
-from tokenworks.core.words import Word
 from tokenworks.engine.models import Model
 
 PULL_S_MAX = 1800
@@ -34,14 +33,6 @@ STALE_S = 86_400
 REASON_CHARS_MAX = 300
 
 Report = Callable[[str], None]
-
-
-class _Checked(Word, frozen=True):
-    """The marker next to a model file: this very file, by size and mtime, once had this checksum."""
-
-    sha256: str
-    size_bytes: int
-    mtime_ns: int
 
 
 def model_cache() -> Path:
@@ -84,8 +75,8 @@ def _is_good(model: Model, target: Path, report: Report) -> bool:
     except FileNotFoundError:
         return False
     if stat.st_size == model.size_bytes:
-        seen = _Checked(sha256=model.sha256, size_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns)
-        if _marked(target) == seen:
+        marker = _marker(target)
+        if marker.exists() and marker.read_bytes() == _checked(model, target):
             return True
         report(f"checking {target.name}")
         with target.open("rb") as file:
@@ -100,18 +91,15 @@ def _marker(target: Path) -> Path:
     return target.with_name(target.name + ".ok")
 
 
-def _marked(target: Path) -> _Checked | None:
-    try:
-        return msgspec.json.decode(_marker(target).read_bytes(), type=_Checked)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return None
+def _checked(model: Model, target: Path) -> bytes:
+    """What the marker next to a model file says: this very file, by size and mtime, once had this checksum."""
+    stat = target.stat()
+    return msgspec.json.encode({"sha256": model.sha256, "size_bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns})
 
 
 def _mark(model: Model, target: Path) -> None:
-    stat = target.stat()
-    checked = _Checked(sha256=model.sha256, size_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns)
     part = target.with_name(f".{target.name}.{os.getpid()}.ok")
-    part.write_bytes(msgspec.json.encode(checked))
+    part.write_bytes(_checked(model, target))
     part.replace(_marker(target))
 
 

@@ -68,6 +68,8 @@ class Replica:
         """Where its present engine is reached; None: as its spec says."""
         self.rest = False
         """It is to sleep while it has nothing to do: power is short."""
+        self.lost = ""
+        """Which of its devices are gone: until they are back it is not started."""
         self.restarts = 0
         self.why = ""
         """What went wrong last, for people."""

@@ -62,7 +62,7 @@ class ReplicaSpec(Word, frozen=True):
     sleep_after_ns: int | None = None
     """Without a request for so long it goes to sleep; None: never."""
     resources_milli: dict[str, int] = {}
-    """What a Ray node must have for it, in thousandths: ``CPU``, ``GPU``, ``memory``, or a name of one's own."""
+    """What a Ray node must have for each card, in thousandths: ``CPU``, ``GPU``, ``memory``, or a name of one's own."""
     cluster: str = "auto"
     """The address of the Ray cluster."""
     threads: int = 1
@@ -71,6 +71,10 @@ class ReplicaSpec(Word, frozen=True):
     api_key: str | None = None
     limits: Limits = Limits()
     """What holds its process to its slice."""
+    booked: dict[str, tuple[int, int]] = {}
+    """Of devices of this machine, by id: threads (thousandths of a card) and bytes of memory."""
+    cards: int = 1
+    """Cards that work together for it (tensor parallel); ``resources_milli`` are those of one."""
     prefill_tps: float | None = None
     decode_tps: float | None = None
     """Tokens a second of a lone request, from a calibration: what is known before it has served anything."""

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tokenworks.core.errors import nearest
+from tokenworks.device.vendors import vendors
 from tokenworks.gridfile.place import At, PlaceError
 from tokenworks.gridfile.power import check_power
 from tokenworks.gridfile.tables import EMBEDDED_MODEL, GridFile, Replica
@@ -32,7 +33,7 @@ def fill(raw: dict[str, Any]) -> None:
         outside = "url" in replica or replica.get("engine") == "any-llm"
         replica.setdefault("driver", "process" if "command" in replica else "external" if outside else "embedded")
         devices = next((each.get("device") for each in sites if each["name"] == site), None)
-        if devices:
+        if devices and len(devices) == 1:
             replica.setdefault("device", devices[0]["id"])
 
 
@@ -67,6 +68,8 @@ def check(grid: GridFile) -> None:
         devices = [device.id for device in grid.sites[sites.index(replica.site)].devices]
         if devices and replica.device is not None:
             _defined(replica.device, devices, (*at, "device"), f"no such device at site {replica.site!r}")
+        if replica.vendor is not None:
+            _defined(replica.vendor, [vendor.name for vendor in vendors()], (*at, "vendor"), "no such vendor")
         _check_upstream(replica, at)
 
 
@@ -76,6 +79,9 @@ _ONLY_FOR = {
     "api_key_env": ("external", "process", "ray"),
     "engine": ("external", "process", "ray"),
     "command": ("process", "ray"),
+    "cards": ("process", "ray"),
+    "vendor": ("process",),
+    "share": ("process",),
     "resources": ("ray",),
     "cluster": ("ray",),
 }
@@ -85,7 +91,7 @@ _OWNERS = {"external": "an external", "process": "a process or ray", "ray": "a r
 
 def _check_upstream(replica: Replica, at: At) -> None:
     """What each driver needs and must not have. Messages show no secret written by mistake."""
-    driver, said = replica.driver, {"resources": replica.resources_milli}
+    driver, said = replica.driver, {"resources": replica.resources_milli, "share": replica.share_permille}
     for key, drivers in _ONLY_FOR.items():
         if driver not in drivers and said.get(key, getattr(replica, key, None)):
             hint = f'write driver = "{drivers[0]}"' + (" and url" if drivers[0] == "external" else "")
@@ -95,6 +101,9 @@ def _check_upstream(replica: Replica, at: At) -> None:
         raise PlaceError((*at, "command"), what, 'like ["vllm", "serve", "{model}", "--port", "{port}"]')
     if driver == "ray" and not replica.resources_milli:
         raise PlaceError((*at, "resources"), "is missing: Ray places by it", "like { CPU = 2, NPU = 0.5 }")
+    share, several = replica.share_permille, replica.cards not in (None, 1)
+    if share is not None and (several or not 0 < share <= 1000):
+        raise PlaceError((*at, "share"), "must be above 0 and at most 1, and is of a single card")
     if replica.sleep_after_ns == 0:
         raise PlaceError((*at, "sleep_after"), "must be more than 0: it would sleep between two requests")
     if replica.engine == "any-llm":

@@ -5,12 +5,23 @@ from __future__ import annotations
 import re
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+import msgspec
+
 from tokenworks.core.errors import nearest
 from tokenworks.gridfile.place import At, PlaceError
-from tokenworks.gridfile.tables import Charge, Site, Supply
+from tokenworks.gridfile.tables import Charge, Meter, Site, Supply
 
 _SUPPLY_NEEDS = {"solar": ("capacity",), "wind": ("capacity",), "genset": ("capacity",), "battery": ("energy", "power")}
 _CHARGE_NEEDS = {"demand": ("per_kw",), "capacity": ("per_kw", "power"), "standing": ("per_month",), "ppa": ("price",)}
+_METER = ("kind", "of", "name", "max", "min")
+_METER_NEEDS = {
+    "modbus": ("host", "register", "form", "unit"), "snmp": ("host", "oid", "unit"),
+    "redfish": ("url", "channel"), "page": ("url",), "nvml": (), "rapl": (),
+}  # fmt: skip
+_METER_MAY = {
+    "modbus": ("unit_id", "factor"), "snmp": ("factor", "secret_env"), "redfish": ("user", "secret_env"),
+    "page": ("channel",), "nvml": ("channel",), "rapl": (),
+}  # fmt: skip
 _PRICED = ("energy", "export", "curtailment")
 
 
@@ -46,8 +57,10 @@ def check_power(site: Site, at: At) -> None:
     for number, module in enumerate(site.modules):
         if not 0 < module.it_mw <= module.capacity_mw:
             raise PlaceError((*at, "module", number, "it"), "must be above 0 and at most its capacity")
-    if site.windows and not site.modules:
-        raise PlaceError((*at, "window"), "a site with windows needs a module", "[[site.module]]")
+    for key, said in (("window", site.windows), ("wet_bulb", site.wet_bulb)):
+        if said and not site.modules:
+            raise PlaceError((*at, key), f"a site with a {key} needs a module", "[[site.module]]")
+    _check_meters(site, at)
     for number, window in enumerate(site.windows):
         if window.start.tzinfo is None:
             raise PlaceError((*at, "window", number, "start"), "needs a zone", "like 2026-01-31T23:00:00Z")
@@ -59,6 +72,31 @@ def check_power(site: Site, at: At) -> None:
         for key in ("start", "raise_start"):
             if (when := getattr(event, key)) is not None and when.tzinfo is None:
                 raise PlaceError((*at, "event", number, key), "needs a zone", "like 2026-01-31T23:00:00Z")
+
+
+def _check_meters(site: Site, at: At) -> None:
+    servers, seen = [server.name for server in site.servers], list[tuple[str, str]]()
+    known = {"server": ["", *servers], "board": [d.board for d in site.devices if d.board], "site": [""], "it": [""]}
+    for number, device in enumerate(site.devices):
+        if device.server not in known["server"]:
+            raise PlaceError((*at, "device", number, "server"), f"{device.server!r}: no such server", "[[site.server]]")
+    for number, meter in enumerate(site.meters):
+        here: At = (*at, "meter", number)
+        _needs(meter, _METER_NEEDS[meter.kind], here)
+        known_keys = {*_METER, *_METER_NEEDS[meter.kind], *_METER_MAY[meter.kind]}
+        for field in msgspec.structs.fields(Meter):
+            if field.encode_name not in known_keys and getattr(meter, field.name) != field.default:
+                raise PlaceError((*here, field.encode_name), f"does not belong to a {meter.kind} meter")
+        if meter.name not in known[meter.of]:
+            near = nearest(meter.name, known[meter.of]) or "a [[site.server]], or the board of a [[site.device]]"
+            raise PlaceError((*here, "name"), f"{meter.name!r}: no such {meter.of}", f"did you mean {near}?")
+        if (meter.of, meter.name) in seen:
+            raise PlaceError((*here, "of"), "is metered twice", "give what is inside a [[site.server]] of its own")
+        seen.append((meter.of, meter.name))
+        if meter.host is not None and not re.fullmatch(r"[^\s:/]+:\d{1,5}", meter.host):
+            raise PlaceError((*here, "host"), "is not a host and its port", 'like "192.0.2.7:502"')
+        if meter.url is not None and not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", meter.url):
+            raise PlaceError((*here, "url"), "is not an http or https address")
 
 
 def _check_charge(charge: Charge, supplies: list[str], at: At) -> None:
@@ -86,7 +124,7 @@ def _check_charge(charge: Charge, supplies: list[str], at: At) -> None:
                 raise PlaceError((*at, "tier", number, "hours"), f"{hours!r} are not hours on a quarter", hint)
 
 
-def _needs(table: Supply | Charge, keys: tuple[str, ...], at: At) -> None:
+def _needs(table: Supply | Charge | Meter, keys: tuple[str, ...], at: At) -> None:
     for field in table.__struct_fields__:
         name = dict(zip(table.__struct_fields__, table.__struct_encode_fields__, strict=True))[field]
         if name in keys and getattr(table, field) is None:

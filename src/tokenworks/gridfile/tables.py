@@ -35,6 +35,7 @@ Stu = Annotated[int, _as("stu", "0.25")]
 Energy = Annotated[int, _as("energy", '"8 MWh"')]
 Share = Annotated[int, _as("pue", "0.25")]
 Pue = Annotated[int, _as("pue", "1.2")]
+Degrees = Annotated[int, _as("pue", "18.5")]
 Mix = Annotated[dict[str, int], _as("mix", "{ hydro = 0.7, wind = 0.3 }")]
 Amounts = Annotated[dict[str, int], _as("amounts", "{ CPU = 2, NPU = 0.5 }")]
 Capability = Literal["tools", "json_schema", "logprobs", "images", "embeddings", "messages", "responses"]
@@ -118,6 +119,7 @@ class Supply(_Table, frozen=True, kw_only=True):
     kind: Literal["grid", "solar", "wind", "genset", "battery"] = "grid"
     price_nano_per_kwh: PerKwh | None = field(default=None, name="price")
     carbon_ug_per_kwh: Carbon | None = field(default=None, name="carbon")
+    residual_ug_per_kwh: Carbon | None = field(default=None, name="residual")
     carbon_file: SignalFile | None = None
     mix_permille: Mix = field(default_factory=dict, name="mix")
     interval_ns: Time = field(default=60 * units.NS_PER_S, name="interval")
@@ -201,9 +203,40 @@ class Module(_Table, frozen=True, kw_only=True):
     it_mw: Power = field(name="it")
     cooling: Literal["air", "liquid", "immersion", "sea"] = "liquid"
     fixed_mw: Power = field(default=0, name="fixed")
+    loss_ppm: Stu = field(default=20_000, name="loss")
+    full_loss_ppm: Stu = field(default=20_000, name="full_loss")
     capex_nano: Money | None = field(default=None, name="capex")
     opex_nano_per_year: Money | None = field(default=None, name="opex")
     life_years: Count = field(default=15, name="life")
+
+
+class Server(_Table, frozen=True, kw_only=True):
+    """What shares a meter: a server, tray or rack. ``idle_mw`` is taken beside its devices (processors, fans)."""
+
+    name: Name
+    idle_mw: Power = field(default=0, name="idle")
+
+
+class Meter(_Table, frozen=True, kw_only=True):
+    """One reading: of the ``site``, its ``it``, a ``server`` (no name: this machine) or a ``board``, which can draw
+    ``max_mw`` and must draw ``min_mw``. ``check_power`` knows which keys a kind has."""
+
+    kind: Literal["modbus", "snmp", "redfish", "page", "nvml", "rapl"]
+    of: Literal["site", "it", "server", "board"]
+    name: Name = ""
+    max_mw: Power = field(name="max")
+    min_mw: Power = field(default=1, name="min")
+    host: Name | None = None
+    url: Name | None = None
+    channel: Name | None = None
+    unit_id: Annotated[int, Meta(ge=0, le=255)] = 1
+    register: Annotated[int, Meta(ge=0, le=65535)] | None = None
+    form: Literal["uint16", "uint32", "uint64", "float32", "float64"] | None = None
+    oid: Name | None = None
+    unit: Literal["Wh", "kWh", "J", "W", "kW"] | None = None
+    factor_ppm: Stu = field(default=1_000_000, name="factor")
+    user: Name | None = None
+    secret_env: Name | None = None
 
 
 class Window(_Table, frozen=True, kw_only=True):
@@ -224,10 +257,13 @@ class Device(_Table, frozen=True, kw_only=True):
     cost_nano_per_h: PerHour | None = field(default=None, name="cost")
     idle_mw: Power | None = field(default=None, name="idle")
     max_mw: Power | None = field(default=None, name="max")
+    server: Name = ""
+    board: Name = ""
 
 
 class Site(_Table, frozen=True, kw_only=True):
-    """A factory. ``entity`` (whose books) is the grid's name unless given; no device listed: discovered."""
+    """A factory. ``entity`` (whose books) is the grid's name unless given; no device listed: discovered. The wet bulb
+    of its air (or how warm its sea is) is in C, over time and where that has a gap."""
 
     name: Name
     entity: Name = ""
@@ -241,6 +277,10 @@ class Site(_Table, frozen=True, kw_only=True):
     openadr: OpenAdr | None = None
     modules: tuple[Module, ...] = field(default=(), name="module")
     windows: tuple[Window, ...] = field(default=(), name="window")
+    wet_bulb: SignalFile | None = None
+    wet_bulb_mc: Degrees = field(default=18_000, name="wet_bulb_assumed")
+    servers: tuple[Server, ...] = field(default=(), name="server")
+    meters: tuple[Meter, ...] = field(default=(), name="meter")
     devices: tuple[Device, ...] = field(default=(), name="device")
 
     @property
@@ -251,7 +291,8 @@ class Site(_Table, frozen=True, kw_only=True):
     @property
     def powered(self) -> bool:
         """Whether its power is more than one price and one intensity of the mains."""
-        special = self.supply.kind != "grid" or self.supply.carbon_file or self.contract or self.events or self.openadr
+        carbon = self.supply.carbon_file or self.supply.residual_ug_per_kwh is not None
+        special = self.supply.kind != "grid" or carbon or self.contract or self.events or self.openadr
         return len(self.supplies) > 1 or bool(special)
 
     @property
@@ -264,7 +305,8 @@ class Replica(_Table, frozen=True, kw_only=True):
     """One engine with one model. ``name``, ``site``, ``device`` and ``driver`` are filled in when the file is read.
 
     ``api_key_env`` names the environment variable that holds the upstream's key, ``command`` starts the engine for the
-    drivers ``process`` and ``ray``. None: the driver decides.
+    drivers ``process`` and ``ray``. ``cards`` work together for it, or it has a ``share`` of one. None: the driver
+    decides.
     """
 
     model: Name
@@ -285,6 +327,9 @@ class Replica(_Table, frozen=True, kw_only=True):
     threads: Count | None = None
     capabilities: frozenset[Capability] | None = None
     memory_bytes: Memory | None = field(default=None, name="memory")
+    cards: Count | None = None
+    vendor: Name | None = None
+    share_permille: Share | None = field(default=None, name="share")
 
 
 class GridFile(_Table, frozen=True, kw_only=True):

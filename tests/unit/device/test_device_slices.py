@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from tokenworks.core.errors import TokenworksError
 from tokenworks.core.words import Provenance, Sourced
 from tokenworks.device.discovery import Device
-from tokenworks.device.slices import Limits, Slice, Took, cut, limits_of, overrun, share_out
+from tokenworks.device.slices import Booked, Limits, Slice, Took, cut, limits_of, overrun, share_out
 
 
 def modelled(value: int) -> Sourced:
@@ -29,12 +31,18 @@ def device(threads: int = 8, memory: int = 1_000, idle: int | None = 5_920, cost
     )
 
 
+def sliced(whole: Device, threads: int, memory_bytes: int, taken: Sequence[Booked] = ()) -> Slice:
+    part = cut(whole, threads, memory_bytes, taken)
+    assert isinstance(part, Slice)
+    return part
+
+
 def test_half_a_device_has_half_its_power_and_cost() -> None:
     """After the share: idle, power above idle and cost follow the threads."""
-    half = cut(device(), 4, 500, [])
+    half = sliced(device(), 4, 500)
     assert (half.id, half.idle_mw, half.busy_mw, half.cost_nano_per_hour) == ("cpu0/0", 2_960, 11_040, 4_500)
     assert half.power is Provenance.MODELLED
-    assert cut(device(cost=None), 4, 500, []).cost_nano_per_hour is None
+    assert sliced(device(cost=None), 4, 500).cost_nano_per_hour is None
 
 
 @pytest.mark.parametrize(
@@ -47,10 +55,10 @@ def test_what_does_not_fit_is_refused_with_what_is_left(threads: int, memory: in
         cut(device(), threads, memory, taken)
 
 
-def test_unknown_power_is_refused() -> None:
-    """After energy that no book would see: a device of unknown power cannot be cut."""
-    with pytest.raises(TokenworksError, match="nothing is known about the power"):
-        cut(device(idle=None), 1, 1, [])
+def test_of_unknown_power_there_is_no_slice() -> None:
+    """After energy that no book would see: a part of a device of unknown power is booked, but is no load of a site."""
+    part = cut(device(idle=None), 1, 1, [])
+    assert (part, type(part)) == (Booked(id="cpu0/0", device="cpu0", threads=1, memory_bytes=1), Booked)
 
 
 def test_numbers_of_released_slices_are_used_again_but_never_twice() -> None:
@@ -79,7 +87,7 @@ def test_slices_never_sum_above_the_device(threads: int, idle: int, cost: int, a
     taken: list[Slice] = []
     for wanted in asked:
         try:
-            taken.append(cut(whole, wanted, 0, taken))
+            taken.append(sliced(whole, wanted, 0, taken))
         except TokenworksError:
             assert wanted > threads - sum(s.threads for s in taken)
     assert whole.idle_mw is not None
@@ -107,7 +115,7 @@ def test_whole_cards_need_only_to_be_shown() -> None:
 
 def test_a_part_of_an_nvidia_card_is_held_by_mps() -> None:
     """After shares of compute and memory: percent of the multiprocessors, MiB of the first card that it sees."""
-    part = cut(card(0), 250, 20 << 30, [])
+    part = sliced(card(0), 250, 20 << 30)
     assert (part.idle_mw, part.busy_mw) == (17_500, 157_500)
     assert limits_of([part], [card(0)]).env == {
         "CUDA_VISIBLE_DEVICES": "GPU-0",
@@ -126,8 +134,8 @@ def test_a_part_that_nobody_enforces_says_so() -> None:
 
 def test_a_slice_of_a_processor_is_held_by_the_kernel() -> None:
     """After processors and memory; more memory than booked is told in one sentence, up to it is fine."""
-    limits = limits_of([cut(device(), 2, 500, [])], [device()], (3, 4))
-    assert limits == Limits(cpus=(3, 4), memory_bytes=500)
+    limits = limits_of([cut(device(), 2, 500, [])], [device()])
+    assert limits == Limits(memory_bytes=500)
     assert overrun(limits, Took(memory_bytes=500, cpu_ns=0)) is None
     assert overrun(limits, Took(memory_bytes=1_501, cpu_ns=0)) == "it takes 1,501 bytes of memory, booked are 500"
     assert overrun(Limits(), Took(memory_bytes=1 << 60, cpu_ns=0)) is None

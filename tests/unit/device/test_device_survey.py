@@ -14,7 +14,8 @@ from tokenworks.device.vendors import vendors
 
 MIB = 1 << 20
 TOOLS: dict[str, str | Ran] = {
-    "nvidia-smi": Ran(output("nvidia.csv"), "nvidia-smi ended with status 15: GPU is lost"),
+    "nvidia-smi -q -x": Ran(output("nvidia.xml"), "nvidia-smi ended with status 15: GPU is lost"),
+    "nvidia-smi -L": "",
     "amd-smi list": output("amd-list.json"),
     "amd-smi static": output("amd-static.json"),
     "amd-smi metric": output("amd-metric.json"),
@@ -112,8 +113,8 @@ def test_a_machine_without_accelerators_says_nothing_about_them() -> None:
     [
         (Ran("", "nvidia-smi did not end within 10 s"), "2 on the bus, but nvidia-smi did not end within 10 s"),
         (Ran("", "nvidia-smi is not installed", absent=True), "2 on the bus, but nvidia-smi is not installed"),
-        (Ran("\x00\xff{]|,," * 1_000), "2 on the bus, but nvidia-smi shows no device"),
-        (Ran("0, a, b, c, d, e, f, g, h\n"), "2 on the bus, but nvidia-smi shows no device"),
+        (Ran("\x00\xff{]|,," * 1_000), "2 on the bus, but what nvidia-smi prints cannot be read (ParseError)"),
+        (Ran("<a><gpu><uuid/></gpu></a>"), "2 on the bus, but nvidia-smi shows no device"),
         (Ran(""), "2 on the bus, but nvidia-smi shows no device"),
     ],
 )
@@ -154,7 +155,7 @@ def test_nvml_comes_before_nvidia_smi_and_shows_mig_instances() -> None:
         "0:1,MIG-11111111-0000-5000-8000-000000000001,NVIDIA H100 80GB HBM3 MIG 1g.10gb,00000000:19:00.0,9984,12,,,\n"
         "1,GPU-22222222,NVIDIA H100 80GB HBM3,00000000:3B:00.0,81559,0,0,67.120,700.000\n"
     )
-    tools: dict[str, str | Ran] = {"python -m tokenworks.device.nvml": nvml, "nvidia-smi": output("nvidia.csv")}
+    tools: dict[str, str | Ran] = {"python -m tokenworks.device.nvml": nvml, "nvidia-smi": output("nvidia.xml")}
     _, part, whole = survey(machine(tools, [("0x10de", "0x030200")] * 2)).devices
     assert (part.id, part.catalogue_id, part.memory_bytes, part.max_mw) == ("nvidia0:1", None, 9_984 * MIB, None)
     assert part.visible == {"CUDA_VISIBLE_DEVICES": "MIG-11111111-0000-5000-8000-000000000001"}
@@ -162,10 +163,33 @@ def test_nvml_comes_before_nvidia_smi_and_shows_mig_instances() -> None:
     assert whole.power_mw.value == 67_120
 
 
+def test_without_nvml_nvidia_smi_shows_mig_instances_too() -> None:
+    """After the fall-back: instances with their profile and UUID instead of the card; one without a UUID is no use."""
+    tools: dict[str, str | Ran] = {
+        "nvidia-smi -q -x": output("nvidia-mig.xml"),
+        "nvidia-smi -L": output("nvidia-mig.list"),
+    }
+    _, large, small, whole = survey(machine(tools, [("0x10de", "0x030200")] * 2)).devices
+    assert (large.id, large.name, large.memory_bytes) == (
+        "nvidia0:0", "NVIDIA H100 80GB HBM3 MIG 3g.40gb", 40_448 * MIB,
+    )  # fmt: skip
+    assert small.visible == {"CUDA_VISIBLE_DEVICES": "MIG-11111111-0000-5000-8000-000000000002"}
+    assert (small.memory_used_bytes, small.power_mw, small.max_mw) == (12 * MIB, None, None)
+    assert (whole.id, whole.catalogue_id, whole.uuid) == ("nvidia1", "nvidia-h100-sxm", f"{UUID}2")
+
+
+def test_entities_do_not_expand_without_end() -> None:
+    """After a billion laughs: expat refuses, and the survey says so."""
+    bomb = "".join(f'<!ENTITY l{n + 1} "{f"&l{n};" * 10}">' for n in range(9))
+    laughs = f'<!DOCTYPE a [<!ENTITY l0 "{"ha" * 50}">{bomb}]><a><gpu><uuid>&l9;</uuid></gpu></a>'
+    [finding] = survey(machine({"nvidia-smi": laughs})).findings
+    assert finding.what == "what nvidia-smi prints cannot be read (ParseError)"
+
+
 def test_senseless_figures_are_unknown() -> None:
     """After garbage that looks like numbers: more used than there is, 300 % busy, a gigawatt."""
-    row = "0, GPU-1, NVIDIA L4, 00000000:19:00.0, 23034, 99999, 300, 1000000000, 72\n"
-    _, device = survey(machine({"nvidia-smi": row})).devices
+    row = "0,GPU-1,NVIDIA L4,00000000:19:00.0,23034,99999,300,1000000000,72\n"
+    _, device = survey(machine({"python -m tokenworks.device.nvml": row}, [("0x10de", "0x030200")])).devices
     assert (device.memory_used_bytes, device.busy_permille, device.power_mw) == (None, None, None)
     assert device.catalogue_id == "nvidia-l4"
 

@@ -47,7 +47,8 @@ def site_power(site: Site, currency: str) -> SitePower:
     return SitePower(supplies, _contract(site, currency), events)
 
 
-def _signal(table: SignalFile) -> Signal:
+def signal_of(table: SignalFile) -> Signal:
+    """What a table of signals says. Raises BadTable."""
     zone = ZoneInfo(table.zone) if table.zone else None
     return load(Path(table.file), table.column, length_ns=table.length_ns, zone=zone, by_end=table.by_end)
 
@@ -56,7 +57,7 @@ def _feed(table: SupplyTable, currency: str) -> Feed:
     assumed, said = assumed_supply(currency).carbon, table.carbon_ug_per_kwh
     carbon = None if assumed is None else Signal.constant(assumed.value)
     if table.carbon_file is not None:
-        carbon = _signal(table.carbon_file)
+        carbon = signal_of(table.carbon_file)
     elif said is not None:
         carbon = Signal.constant(said)
     return Feed(
@@ -64,6 +65,7 @@ def _feed(table: SupplyTable, currency: str) -> Feed:
         limit_mw=table.limit_mw,
         export_limit_mw=table.export_limit_mw,
         carbon=carbon,
+        residual=None if table.residual_ug_per_kwh is None else Signal.constant(table.residual_ug_per_kwh),
         mix_permille=table.mix_permille,
     )
 
@@ -76,7 +78,7 @@ def _plants(table: SupplyTable) -> Iterator[Plant]:
             name=table.name,
             kind=table.kind,
             capacity_mw=table.capacity_mw or 0,
-            availability=_signal(table.availability) if table.availability else None,
+            availability=signal_of(table.availability) if table.availability else None,
             carbon=Signal.constant(said) if said is not None else Signal.constant(listed.value) if listed else None,
             remote=table.remote,
         )
@@ -124,7 +126,7 @@ def _charges(table: ChargeTable, contract: ContractTable) -> Iterator[Charge]:
 
 def _rate(table: ChargeTable, contract: ContractTable, *, by_index: bool = False) -> Steps:
     if table.index is not None and (by_index or table.price_nano_per_kwh is None):
-        return Indexed(_signal(table.index), table.adder_nano_per_kwh, table.factor_permille)
+        return Indexed(signal_of(table.index), table.adder_nano_per_kwh, table.factor_permille)
     if not table.tiers:
         return Signal.constant((table.price_nano_per_kwh or 0) + table.adder_nano_per_kwh)
     tiers = [

@@ -6,6 +6,7 @@ process a webhook or a drill reached. Floor 1's events need numpy: they are impo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 from collections import deque
@@ -16,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tokenworks.core.clock import Clock, utc_text
-from tokenworks.core.errors import BadRequest, NotFound, TokenworksError, nearest
+from tokenworks.core.errors import BadRequest, ExchangeDown, NotFound, TokenworksError, nearest
 from tokenworks.core.units import NS_PER_S, energy_mj
 from tokenworks.core.words import Limit, Word
 from tokenworks.curtail import CAP, SLEEP, Order, answer
 from tokenworks.datadir import write_private
 from tokenworks.engine.record import Replica
-from tokenworks.power.supply import Supply
+from tokenworks.exchange.words import BillPower
+from tokenworks.history import History, file_name
 from tokenworks.site.agent import SiteAgent
 from tokenworks.site.facility import pue_ppm
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 LOOK_S = 1.0
 SEEN = 10
-"""Seconds of power from which the baseline of an event is taken: a mean of what the site drew before it began."""
+"""Seconds before an event whose mean power is its baseline where there were too few similar days."""
 RECENT = 3
 EVENTS_MAX = 100
 KEEP_NS = 86_400 * NS_PER_S
@@ -81,20 +83,30 @@ class _Heard:
     def __init__(self, event: GridEvent, path: Path | None = None) -> None:
         self.event, self.path = event, path
         self.baseline_mw: int | None = None
+        self.method = ""
+        """Where that is from."""
         self.limits: tuple[Limit, ...] = ()
         self.baseline_mj = self.metered_mj = 0
+        self.avoided_nano: int | None = 0
+        """What the energy that was not drawn would have cost, second by second; None: a price was not known."""
         self.until_ns = 0
         """Up to where it was metered."""
+        self.billed = False
 
 
 class Watch:
     """One site: its power second by second, the events that it heard of, and the order that follows."""
 
-    def __init__(self, agent: SiteAgent, now_ns: int) -> None:
-        self.agent = agent
+    def __init__(self, agent: SiteAgent, now_ns: int, history: History) -> None:
+        self.agent, self.history = agent, history
         self.order: Order | None = None
         self.openadr: Callable[[], str] | None = None
         """How it stands with the utility's server; None: there is none."""
+        self.shares: Callable[[], dict[str, int | None]] = dict
+        """Of its sources, as ``SitePricing.shares``."""
+        self.bill: Callable[[BillPower], None] = lambda _: None
+        """Books what an event that is over was worth. Raises ExchangeDown; then it is asked again."""
+        self._began_ns = now_ns
         self._heard: dict[str, _Heard] = {}
         self._powers: deque[int] = deque(maxlen=SEEN)
         self._meter = "modelled"
@@ -107,8 +119,9 @@ class Watch:
             self._heard.pop(min(self._heard.values(), key=lambda each: each.event.end_ns).event.id)
         heard = self._heard[event.id] = _Heard(event, path)
         if known is not None:
-            heard.baseline_mw, heard.until_ns = known.baseline_mw, known.until_ns
+            heard.baseline_mw, heard.until_ns, heard.method = known.baseline_mw, known.until_ns, known.method
             heard.baseline_mj, heard.metered_mj = known.baseline_mj, known.metered_mj
+            heard.avoided_nano = known.avoided_nano
             self._limit(heard)
 
     def step(self, now_ns: int) -> None:
@@ -120,24 +133,44 @@ class Watch:
         for heard in list(self._heard.values()):
             event = heard.event
             if heard.baseline_mw is None and event.start_ns <= now_ns and not event.cancelled:
-                heard.baseline_mw = sum(self._powers) // len(self._powers) if self._powers else power_mw
+                heard.baseline_mw = self.history.baseline_mw(event.start_ns, event.end_ns)
+                heard.method = "the same time on ten similar days"
+                if heard.baseline_mw is None:
+                    heard.baseline_mw = sum(self._powers) // len(self._powers) if self._powers else power_mw
+                    heard.method = f"the {SEEN} seconds before"
                 self._limit(heard)
             if heard.baseline_mw is not None and not event.cancelled:
                 ns = min(now_ns, event.end_ns) - max(self._last_ns, event.start_ns)
                 if ns > 0:
-                    heard.metered_mj += energy_mj(power_mw, ns)
-                    heard.baseline_mj += energy_mj(heard.baseline_mw, ns)
+                    mj = energy_mj(power_mw, ns), energy_mj(heard.baseline_mw, ns)
+                    heard.metered_mj, heard.baseline_mj = heard.metered_mj + mj[0], heard.baseline_mj + mj[1]
+                    nano = self.agent.supply.bill_nano(mj[1] - mj[0])
+                    if heard.avoided_nano is not None:
+                        heard.avoided_nano = None if nano is None else heard.avoided_nano + nano
                     heard.until_ns = min(now_ns, event.end_ns)
+                if heard.until_ns == event.end_ns and event.start_ns >= self._began_ns and not heard.billed:
+                    self._book(heard)
             if now_ns > event.end_ns + event.ramp_ns + KEEP_NS:
                 del self._heard[event.id]
                 if heard.path is not None:
                     heard.path.unlink(missing_ok=True)
+        asked = any(each.baseline_mw is not None and each.event.end_ns > self._last_ns for each in self._heard.values())
+        self.history.see(self._last_ns, now_ns, power_mw, event=asked)
         self._powers.append(power_mw)
         self._last_ns = now_ns
         recent = list(self._powers)[-RECENT:]
         limits = [limit for heard in self._heard.values() for limit in heard.limits]
         self.order = answer(limits, sum(recent) // len(recent), self.order, now_ns)
         self.agent.state = "capped" if self.order is not None and self.order.step >= CAP else "resident"
+
+    def _book(self, heard: _Heard) -> None:
+        """An event that was seen from its start to its end. What it was worth at an unknown price stays unknown."""
+        nano, event, site = self._worth(heard).get("nano"), heard.event, self.agent.site
+        with contextlib.suppress(ExchangeDown):  # at the next look, then
+            if nano is not None:
+                said: dict[str, Any] = {"part": "events", "what": f"event {event.id}", "nano": -nano}
+                self.bill(BillPower(site=site.name, supply=site.supply.name, at_ns=event.end_ns, **said))
+            heard.billed = True
 
     def _limit(self, heard: _Heard) -> None:
         from tokenworks.power.events import limits
@@ -161,6 +194,9 @@ class Watch:
             "openadr": self.openadr() if self.openadr else None,
             "running": sum(each.running for each in replicas if each.spec.site == site.name),
             "interval": None,
+            "price_nano_per_kwh": self.agent.supply.price and self.agent.supply.price.value,
+            "carbon_ug_per_kwh": self.agent.supply.carbon and self.agent.supply.carbon.value,
+            "sources_permille": self.shares(),
         }
         if latest is not None:
             it_mj = latest.meter_mj - latest.overhead_mj
@@ -181,7 +217,8 @@ class Watch:
         event = heard.event
         return {
             "id": event.id, "kind": event.kind, "start": utc_text(event.start_ns), "end": utc_text(event.end_ns),
-            "cancelled": event.cancelled, "baseline_mw": heard.baseline_mw, **self._worth(heard),
+            "cancelled": event.cancelled, "baseline_mw": heard.baseline_mw, "baseline": heard.method,
+            **self._worth(heard),
         }  # fmt: skip
 
     def _worth(self, heard: _Heard) -> dict[str, int | None]:
@@ -192,13 +229,8 @@ class Watch:
 
         ramp_ns = min(heard.event.ramp_ns, heard.until_ns - heard.event.start_ns)
         so_far = msgspec.structs.replace(heard.event, end_ns=heard.until_ns, ramp_ns=ramp_ns)
-        settled, supply = settle(so_far, heard.baseline_mj, heard.metered_mj), self.agent.site.supply
-        return {**settled._asdict(), "avoided_nano": _bill(supply, settled.delivered_mj)}
-
-
-def _bill(supply: Supply, mj: int) -> int | None:
-    nano = supply.bill_nano(abs(mj))
-    return nano if nano is None or mj >= 0 else -nano
+        settled = settle(so_far, heard.baseline_mj, heard.metered_mj)
+        return {**settled._asdict(), "avoided_nano": heard.avoided_nano}
 
 
 class Responder:
@@ -208,7 +240,12 @@ class Responder:
         self, agents: Mapping[str, SiteAgent], replicas: Mapping[str, Replica], orders: dict[str, Order], clock: Clock,
         data: Path,
     ) -> None:  # fmt: skip
-        self.watches = {name: Watch(agent, clock.now_ns()) for name, agent in agents.items()}
+        self.watches = {
+            name: Watch(agent, clock.now_ns(), History(data / "power" / f"{file_name(name)}.load.json"))
+            for name, agent in agents.items()
+        }
+        self.follow: Callable[[int], None] = lambda _: None
+        """Keeps up what else moves at sites; called with the time at each look."""
         self._replicas, self._orders, self._clock, self._folder = replicas, orders, clock, data / "grid-events"
         self._read: dict[str, int] = {}
 
@@ -231,6 +268,7 @@ class Responder:
         for replica in self._replicas.values():
             order = self._orders.get(replica.spec.site)
             replica.rest = order is not None and order.step >= SLEEP
+        self.follow(self._clock.now_ns())
 
     def _fetch(self) -> None:
         """Events that were posted since the last look. A file that is none is told of once."""

@@ -32,6 +32,24 @@ async def modbus_meter(wh: int, kw: float) -> AsyncIterator[tuple[int, ModbusTcp
         await server.shutdown()  # type: ignore[no-untyped-call]
 
 
+@asynccontextmanager
+async def modbus_counter(joules: Callable[[], int]) -> AsyncIterator[int]:
+    """A meter whose uint64 of joules at register 100 is asked for anew at each reading; its port."""
+
+    async def count(_: int, start: int, address: int, size: int, registers: list[int], __: object) -> None:
+        words = [joules() >> shift & 0xFFFF for shift in (48, 32, 16, 0)]
+        registers[address - start : address - start + size] = words[address - 100 :][:size]
+
+    device = SimDevice(id=1, simdata=[SimData(100, values=0, datatype=DataType.UINT64)], action=count)
+    server = ModbusTcpServer(device, address=("127.0.0.1", 0))
+    await server.serve_forever(background=True)
+    try:
+        assert server.transport is not None
+        yield server.transport.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
+    finally:
+        await server.shutdown()  # type: ignore[no-untyped-call]
+
+
 Answer = Callable[[str, str, bytes], tuple[int, bytes]]
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from hypothesis import strategies as st
 
 from tokenworks.core.units import NS_PER_S
 from tokenworks.core.words import Provenance, Sourced, Work
 from tokenworks.power.supply import Supply
+from tokenworks.site import bulk
 from tokenworks.site.bulk import Columns
 from tokenworks.site.facility import Facility, Module
 from tokenworks.site.words import Site, SliceLoad
@@ -17,16 +17,8 @@ from tokenworks.site.words import Site, SliceLoad
 
 def columns(works: Sequence[Work]) -> tuple[list[str], Columns]:
     """The receipts in order, and the works as columns."""
-    receipts, slices = sorted({work.receipt for work in works}), sorted({work.slice for work in works})
-    at, on = {name: i for i, name in enumerate(receipts)}, {name: i for i, name in enumerate(slices)}
-    rows = [
-        (
-            at[w.receipt], on[w.slice], w.start_ns, w.end_ns if w.first_ns is None else w.first_ns, w.end_ns,
-            w.input_tokens, w.cached_tokens, w.output_tokens,
-        )
-        for w in works
-    ]  # fmt: skip
-    return receipts, Columns(slices, *np.array(rows, np.int64).reshape(-1, 8).T)
+    receipts = sorted({work.receipt for work in works})
+    return receipts, bulk.columns(works, {name: i for i, name in enumerate(receipts)})
 
 
 POWER = st.integers(-300, 300) | st.integers(0, 10**8)

@@ -1,8 +1,8 @@
 """Contracts: lists of charges. Each charge knows two things: what one more kilowatt-hour would cost (ex ante), and what
-every interval of a metered period cost (ex post). A bill is the sum of what its intervals were charged, to the unit.
+an interval cost (ex post). A bill is the sum of what its intervals were charged and of its months' peaks, to the unit.
 
-A price times an energy is rounded once per interval, so bills of energy add up over any cut of the time. What a period
-costs as a whole (a peak, a standing fee) is rounded once and divided over its intervals without remainder.
+A price times an energy is rounded once per interval, so bills of energy add up over any cut of the time. A standing fee
+accrues without remainder.
 """
 
 from __future__ import annotations
@@ -57,25 +57,17 @@ class Flow(Word, frozen=True):
         return self.produced_mj.get(quantity, 0) + self.remote_mj.get(quantity, 0)
 
 
-class Margin(NamedTuple):
-    """What one more kilowatt-hour of load would move (more ``import``, less ``export`` or ``curtailed``, or more of a
-    plant), and how near the import is to the month's highest (None: demand charges are not looked at)."""
-
-    moves: str = "import"
-    import_mw: int = 0
-    peak_mw: int | None = None
-
-
 class Charge(Protocol):
     """One line of a contract."""
 
     @property
     def name(self) -> str: ...
-    def marginal_nano(self, instant_ns: int, margin: Margin) -> int | None:
-        """Nano-currency of one more kilowatt-hour of load; None: not known."""
+    def marginal_nano(self, instant_ns: int, moves: str) -> int | None:
+        """Nano-currency of one more kilowatt-hour of load, which moves that: more ``import``, less ``export`` or
+        ``curtailed``, or more of a plant. None: not known."""
 
-    def parts_nano(self, flows: Sequence[Flow], closing: bool) -> list[int | None]:
-        """What each interval is charged; ``closing``: the months of these intervals are over and complete."""
+    def nano(self, flow: Flow) -> int | None:
+        """What an interval is charged; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +83,14 @@ class Energy:
     sign: Literal[1, -1] = 1
     power_mw: int | None = None
 
-    def marginal_nano(self, instant_ns: int, margin: Margin) -> int | None:
-        if self.power_mw is not None or self.of not in (margin.moves, "load"):
+    def marginal_nano(self, instant_ns: int, moves: str) -> int | None:
+        if self.power_mw is not None or self.of not in (moves, "load"):
             return 0
         price = at(self.rate, instant_ns)
         more = -1 if self.of in ("export", "curtailed") else 1
         return None if price is None else price * more * self.sign
 
-    def parts_nano(self, flows: Sequence[Flow], closing: bool) -> list[int | None]:
-        return [self._nano(flow) for flow in flows]
-
-    def _nano(self, flow: Flow) -> int | None:
+    def nano(self, flow: Flow) -> int | None:
         length_ns = flow.end_ns - flow.start_ns
         mj = flow.of(self.of) if self.power_mw is None else energy_mj(self.power_mw, length_ns)
         if mj == 0:
@@ -110,11 +99,20 @@ class Energy:
         return None if price_ns is None else rate_of(self.sign * mj, price_ns, MJ_PER_KWH * length_ns)
 
 
+class Peak(NamedTuple):
+    """How a demand charge stands: the month (its start), its highest window so far, the window that runs [ns, mJ]."""
+
+    month_ns: int = 0
+    highest_mj: int = 0
+    window_ns: int = 0
+    mj: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Demand:
     """A price per kilowatt of the highest mean import over a window in each month of the zone's calendar.
 
-    When the month closes, the intervals of that window (of the first, if several are as high) bear it by their energy.
+    Which window that is, is known when the month is over, so no interval bears it: ``follow`` says how it stands.
     """
 
     name: str
@@ -122,35 +120,26 @@ class Demand:
     zone: tzinfo = UTC
     window_ns: int = SLOT_NS
 
-    def marginal_nano(self, instant_ns: int, margin: Margin) -> int | None:
-        if margin.peak_mw is None or margin.moves != "import" or margin.import_mw < margin.peak_mw:
-            return 0
-        return rate_of(self.nano_per_kw, 3_600 * NS_PER_S, self.window_ns)
+    def marginal_nano(self, instant_ns: int, moves: str) -> int | None:
+        return 0
 
-    def parts_nano(self, flows: Sequence[Flow], closing: bool) -> list[int | None]:
-        parts: list[int | None] = [0] * len(flows)
-        peaks: dict[int, tuple[int, dict[int, int]]] = {}
-        for window, shares in sorted(self._windows(flows).items()) if closing else ():
-            month = next(months(window, window + 1, self.zone))[0]
-            mj = sum(shares.values())
-            if mj > peaks.get(month, (0,))[0]:
-                peaks[month] = (mj, shares)
-        for mj, shares in peaks.values():
-            nano = rate_of(mj * NS_PER_S, self.nano_per_kw, MJ_PER_KW_S * self.window_ns)
-            for index, part in zip(shares, split(nano, list(shares.values())), strict=True):
-                parts[index] = (parts[index] or 0) + part
-        return parts
+    def nano(self, flow: Flow) -> int | None:
+        return 0
 
-    def _windows(self, flows: Sequence[Flow]) -> dict[int, dict[int, int]]:
-        """Import by window and interval; one that spans windows is cut by time."""
-        windows: dict[int, dict[int, int]] = {}
-        for index, flow in sorted(enumerate(flows), key=lambda each: each[1].start_ns):
-            first, last = flow.start_ns // self.window_ns, (flow.end_ns - 1) // self.window_ns
-            starts = [number * self.window_ns for number in range(first, last + 1)]
-            spans = [min(flow.end_ns, begin + self.window_ns) - max(flow.start_ns, begin) for begin in starts]
-            for begin, mj in zip(starts, split(flow.import_mj, spans), strict=True):
-                windows.setdefault(begin, {})[index] = mj
-        return windows
+    def month_nano(self, mj: int) -> int:
+        """What a month costs whose highest window has this import."""
+        return rate_of(mj * NS_PER_S, self.nano_per_kw, MJ_PER_KW_S * self.window_ns)
+
+    def follow(self, peak: Peak, flow: Flow) -> list[Peak]:
+        """How it stands after each window of the interval that comes next, which is cut by time; the last is now."""
+        found, window_ns = [peak], self.window_ns
+        begins = range(flow.start_ns // window_ns * window_ns, flow.end_ns, window_ns)
+        spans = [min(flow.end_ns, begin + window_ns) - max(flow.start_ns, begin) for begin in begins]
+        for begin, part in zip(begins, split(flow.import_mj, spans), strict=True):
+            was, month = found[-1], next(months(begin, begin + 1, self.zone))[0]
+            mj = part + (was.mj if begin == was.window_ns else 0)
+            found.append(Peak(month, max(mj, was.highest_mj if month == was.month_ns else 0), begin, mj))
+        return found[1:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,19 +151,14 @@ class Standing:
     nano_per_month: int
     zone: tzinfo = UTC
 
-    def marginal_nano(self, instant_ns: int, margin: Margin) -> int | None:
+    def marginal_nano(self, instant_ns: int, moves: str) -> int | None:
         return 0
 
-    def parts_nano(self, flows: Sequence[Flow], closing: bool) -> list[int | None]:
-        return [self._accrued(flow.start_ns, flow.end_ns) for flow in flows]
-
-    def _accrued(self, start_ns: int, end_ns: int) -> int:
-        nano = 0
-        for begin, finish in months(start_ns, end_ns, self.zone):
-            before_ns, after_ns = max(start_ns, begin) - begin, min(end_ns, finish) - begin
-            nano += self.nano_per_month * after_ns // (finish - begin) - self.nano_per_month * before_ns // (
-                finish - begin
-            )
+    def nano(self, flow: Flow) -> int | None:
+        nano, monthly = 0, self.nano_per_month
+        for begin, finish in months(flow.start_ns, flow.end_ns, self.zone):
+            before_ns, after_ns = max(flow.start_ns, begin) - begin, min(flow.end_ns, finish) - begin
+            nano += monthly * after_ns // (finish - begin) - monthly * before_ns // (finish - begin)
         return nano
 
 
@@ -187,15 +171,6 @@ def difference(name: str, strike: Steps, index: Steps, of: str = "", power_mw: i
     """A contract for difference on what a plant makes, or (``power_mw``) a baseload PPA settled against the market: the
     strike is paid and the market price received for the same energy, whatever the site takes."""
     return (Energy(f"{name}: strike", strike, of, 1, power_mw), Energy(f"{name}: index", index, of, -1, power_mw))
-
-
-class Bill(NamedTuple):
-    """What a metered period cost: ``nano`` is the sum of ``parts``, one per interval, and of the ``lines``, in each of
-    which a charge has its own part per interval. None: a price is not known."""
-
-    lines: dict[str, list[int | None]]
-    parts: list[int | None]
-    nano: int | None
 
 
 def total(parts: Sequence[int | None]) -> int | None:
@@ -211,16 +186,13 @@ class Contract:
     name: str
     charges: tuple[Charge, ...]
 
-    def marginal_nano_per_kwh(self, instant_ns: int, margin: Margin = Margin()) -> int | None:  # noqa: B008 - frozen
+    def marginal_nano_per_kwh(self, instant_ns: int, moves: str = "import") -> int | None:
         """What one more kilowatt-hour of load would cost at an instant; None: a price of it is not known."""
-        return total([charge.marginal_nano(instant_ns, margin) for charge in self.charges])
+        return total([charge.marginal_nano(instant_ns, moves) for charge in self.charges])
 
-    def bill(self, flows: Sequence[Flow], *, closing: bool = True) -> Bill:
-        """The bill of these intervals (in any order, none twice). While a month runs, ``closing=False`` leaves out what
-        only its end decides; the bill of the whole month less what was charged so far is then the true-up."""
-        lines = {charge.name: charge.parts_nano(flows, closing) for charge in self.charges}
-        parts = [total([line[index] for line in lines.values()]) for index in range(len(flows))]
-        return Bill(lines, parts, total(parts))
+    def bill(self, flow: Flow) -> int | None:
+        """What an interval costs; None: a price of it is not known. Demand charges are not in it: see ``Demand``."""
+        return total([charge.nano(flow) for charge in self.charges])
 
 
 def direct_connection_permille(flows: Sequence[Flow], plants: Sequence[str]) -> Mapping[str, int | None]:

@@ -1,4 +1,4 @@
-"""Signals: step functions over UTC, and what was known of them when.
+"""Signals: step functions over UTC.
 
 A step has a start and an end of its own, so 5-, 15- and 60-minute steps mix freely and a gap is the absence of a step:
 what is asked of it is None, never 0. Values are integers in the unit that the holder's name says.
@@ -6,8 +6,6 @@ what is asked of it is None, never 0. Values are integers in the unit that the h
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -92,39 +90,3 @@ class Signal:
         if reached < end_ns:
             pieces.append(Piece(reached, end_ns, None))
         return pieces
-
-    def sample(self, instants_ns: npt.ArrayLike) -> tuple[Ints, npt.NDArray[np.bool_]]:
-        """Values at many instants, and where they are known (elsewhere the value means nothing)."""
-        instants = np.asarray(instants_ns, dtype=np.int64)
-        if not self.starts.size:
-            return np.zeros(instants.shape, np.int64), np.zeros(instants.shape, np.bool_)
-        index = np.searchsorted(self.starts, instants, side="right") - 1
-        known = (index >= 0) & (instants < self.ends[index])
-        return self.values[index], known
-
-
-class Forecast:
-    """What was thought of a signal when: vintages with their time of issue, and the truth as it came to be.
-
-    A step of the truth is known from its end on. Planners see ``known_at``, settlements ``truth``.
-    """
-
-    def __init__(self, vintages: Iterable[tuple[int, Signal]], truth: Signal | None = None) -> None:
-        self._vintages = sorted(vintages, key=lambda each: each[0])
-        self.truth = truth
-
-    def known_at(self, decided_ns: int, start_ns: int, end_ns: int) -> Signal:
-        """What was known of [start, end) at a decision: the truth where it had passed, else the latest forecast."""
-        layers = [signal for issued_ns, signal in self._vintages if issued_ns <= decided_ns]
-        if self.truth is not None:
-            past = self.truth.ends <= decided_ns
-            layers.append(Signal(self.truth.starts[past], self.truth.ends[past], self.truth.values[past]))
-        inside = [layer.over(start_ns, end_ns) for layer in layers]
-        edges = sorted({start_ns, end_ns, *(piece.end_ns for pieces in inside for piece in pieces)})
-        cuts = np.array(edges[:-1], dtype=np.int64)
-        values, known = np.zeros(cuts.shape, np.int64), np.zeros(cuts.shape, np.bool_)
-        for layer in layers:
-            ours, there = layer.sample(cuts)
-            values[there] = ours[there]
-            known |= there
-        return Signal(cuts[known], np.array([end for _, end in pairwise(edges)], np.int64)[known], values[known])

@@ -2,7 +2,7 @@
 
 One row is one step. It starts at ``ts_utc`` (ISO 8601), or at ``ts_local`` (a zone's wall clock; an hour that comes
 twice in autumn stands twice, in order), or an hour before ``year, month, day, hour_ending``. Names of value columns end
-in the unit (``UNITS``). An empty cell is a gap. ``minutes``: how long a row lasts; ``issued_utc``: when it came out.
+in the unit (``UNITS``). An empty cell is a gap. ``minutes``: how long a row lasts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from tokenworks.core.errors import TokenworksError, nearest
 from tokenworks.core.units import NS_PER_S
-from tokenworks.power.signal import Forecast, Signal
+from tokenworks.power.signal import Signal
 
 MINUTE_NS, HOUR_NS = 60 * NS_PER_S, 3_600 * NS_PER_S
 ROWS_MAX = 5_000_000
@@ -51,27 +51,17 @@ def load(
     table = _read(path)
     starts, values = _instants(path, table, zone), _values(path, table, column)
     starts -= length_ns if by_end else 0
-    return _signal(path, table, starts, values, np.arange(starts.size), length_ns)
+    return _signal(path, table, starts, values, length_ns)
 
 
-def load_forecast(path: Path, column: str, *, length_ns: int = HOUR_NS, truth: Signal | None = None) -> Forecast:
-    """The vintages of a file with an ``issued_utc`` column. Raises BadTable as ``load`` does."""
-    table = _read(path)
-    starts, values = _instants(path, table, None), _values(path, table, column)
-    issued = np.array([_utc_ns(path, row, cell, None) for row, cell in enumerate(_column(path, table, "issued_utc"))])
-    vintages = [(int(each), np.flatnonzero(issued == each)) for each in np.unique(issued)]
-    return Forecast([(each, _signal(path, table, starts, values, rows, length_ns)) for each, rows in vintages], truth)
-
-
-def _signal(path: Path, table: Columns, starts: Any, values: Any, rows: Any, length_ns: int) -> Signal:
-    """The steps of some rows; those without a value delimit their neighbours and are left out."""
-    starts, values = starts[rows], values[rows]
+def _signal(path: Path, table: Columns, starts: Any, values: Any, length_ns: int) -> Signal:
+    """The steps of all rows; those without a value delimit their neighbours and are left out."""
     steps = np.diff(starts)
     if np.any(steps <= 0):
-        row = int(rows[int(np.argmax(steps <= 0)) + 1])
-        raise BadTable(f"{path}: row {row + 2} does not start after the row before", hint="sort it; one row a step")
+        row = int(np.argmax(steps <= 0))
+        raise BadTable(f"{path}: row {row + 3} does not start after the row before", hint="sort it; one row a step")
     if "minutes" in table:
-        lengths = np.array([int(float(table["minutes"][row]) * MINUTE_NS) for row in rows], dtype=np.int64)
+        lengths = np.array([int(float(each) * MINUTE_NS) for each in table["minutes"]], dtype=np.int64)
         lengths[:-1] = np.minimum(lengths[:-1], steps)
     else:
         lengths = np.append(steps, length_ns + 1)

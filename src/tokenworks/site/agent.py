@@ -9,14 +9,15 @@ import asyncio
 from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import msgspec
 
 from tokenworks.core.clock import Clock
-from tokenworks.core.errors import EngineDown, NotFound
+from tokenworks.core.errors import EngineDown, ExchangeDown, NotFound
 from tokenworks.core.units import NS_PER_S, energy_mj, rate_of
-from tokenworks.core.words import EnergyLine, Interval, Provenance, Work
+from tokenworks.core.words import CORRECTABLE, EnergyLine, Interval, Provenance, Work
 from tokenworks.site.attribution import close_interval
 from tokenworks.site.correcting import correction
 from tokenworks.site.costing import NS_PER_HOUR
@@ -26,12 +27,10 @@ from tokenworks.site.placing import place
 from tokenworks.site.words import Pricing, Readings, Site
 
 WORKS_MAX = 100_000
-CLOSED_MAX = 60
-"""Closed intervals that can still be corrected."""
+RETRY_S = 1.0
 
 
-def _end(work: Work) -> int:
-    return work.end_ns
+_end, _key = attrgetter("end_ns"), attrgetter("receipt", "replica")
 
 
 class _Closed(NamedTuple):
@@ -42,6 +41,16 @@ class _Closed(NamedTuple):
     ended: frozenset[str]
     cpu_ns: dict[str, int]
     said: Readings
+    keys: set[tuple[str, str]]
+    """Of its works."""
+
+    def ends(self, work: Work) -> bool:
+        """The work's end is in it."""
+        return self.entries[0].start_ns < work.end_ns <= self.entries[0].end_ns
+
+    def lacks(self, work: Work) -> bool:
+        """It was split without the work, ended or open."""
+        return _key(work) not in self.keys
 
 
 class SiteAgent:
@@ -69,6 +78,8 @@ class SiteAgent:
         if interval_s < 1 or works_max < 1:
             raise ValueError("an interval lasts at least a second, and at least one work must be known")
         self.site = site
+        self.supply = site.supply
+        """What energy costs and emits now, for estimates."""
         self.state = "resident"
         """What state its servers are in ("resident", "capped", ...): their idle power is learnt by state."""
         self.latest: Interval | None = None
@@ -86,9 +97,11 @@ class SiteAgent:
         """By slice, then by receipt and replica; ``end_ns`` is not meant yet."""
         self._ended: dict[str, list[Work]] = {}
         """By slice, in the order of their ends."""
+        self._unseen: set[tuple[str, str]] = set()
+        """Open ones whose beginning was told after its interval had closed, by receipt and replica."""
         self._opened = self._kept = 0
         self._cpu_ns: dict[str, int] = {}
-        self._closed: deque[_Closed] = deque(maxlen=CLOSED_MAX)
+        self._closed: deque[_Closed] = deque()
         self._late: list[Work] = []
         self._overdue: Late = {}
         self._floors: dict[str, Floor] = {}
@@ -111,12 +124,12 @@ class SiteAgent:
         return self._panel.meters(self._clock.now_ns())
 
     def known(self) -> int:
-        """Works known now, open and ended."""
-        return self._opened + self._kept
+        """Works known now: open, ended, and late for their interval."""
+        return self._opened + self._kept + len(self._late)
 
     def receipts(self) -> set[str]:
         """Whose works are known now."""
-        ended = {work.receipt for works in self._ended.values() for work in works}
+        ended = {work.receipt for works in (*self._ended.values(), self._late) for work in works}
         return ended | {receipt for works in self._open.values() for receipt, _ in works}
 
     def resume(self, last_end_ns: int, works: Iterable[Work]) -> None:
@@ -135,27 +148,28 @@ class SiteAgent:
         self._make_room()
         if self._opened >= self._works_max:
             raise EngineDown(f"site {self.site.name} already runs {self._works_max:,} works")
-        work = Work(
-            receipt=receipt,
-            replica=replica,
-            site=self.site.name,
-            slice=slice,
-            start_ns=start_ns,
-            first_ns=None,
-            end_ns=start_ns,
-            input_tokens=0,
-            output_tokens=0,
-        )
+        work = self._work(receipt, replica, slice, start_ns)
         # A second dispatch without an end between does not shorten the time since the first.
         if self._open.setdefault(slice, {}).setdefault((receipt, replica), work) is work:
             self._opened += 1
+            if start_ns < self._last_ns:
+                self._unseen.add(_key(work))
             self._paces[slice].step(start_ns, 1)
 
+    def _work(self, receipt: str, replica: str, name: str, ns: int) -> Work:
+        at: dict[str, Any] = {"start_ns": ns, "end_ns": ns, "first_ns": None, "input_tokens": 0, "output_tokens": 0}
+        return Work(receipt=receipt, replica=replica, site=self.site.name, slice=name, **at)
+
     def end(self, work: Work) -> None:
-        """A request's work ended: this replaces the open one. One that was not open, of closed time, corrects that."""
-        if not self._drop(work.receipt, work.replica, work.slice, work.end_ns) and work.start_ns < self._last_ns:
+        """A request's work ended: this replaces the open one. Closed time that did not know of it is corrected."""
+        booked, unseen = False, _key(work) in self._unseen
+        known = self._drop(work.receipt, work.replica, work.slice, work.end_ns) and not unseen
+        if not known and work.start_ns < self._last_ns:
             self._late.append(work)
-        self._keep(work)
+            # Where its end can be booked yet, its record is made by a correction; else it ends in the running interval.
+            booked = any(each.ends(work) and each.lacks(work) for each in self._closed)
+        if not booked:
+            self._keep(work)
         self._make_room()
 
     def forget(self, receipt: str, replica: str, slice: str) -> None:  # noqa: A002 - as above
@@ -163,6 +177,7 @@ class SiteAgent:
         self._drop(receipt, replica, slice, self._clock.now_ns())
 
     def _drop(self, receipt: str, replica: str, name: str, now_ns: int) -> bool:
+        self._unseen.discard((receipt, replica))
         if self._open.get(name, {}).pop((receipt, replica), None) is None:
             return False
         self._opened -= 1
@@ -174,15 +189,15 @@ class SiteAgent:
         self._kept += 1
 
     def _make_room(self) -> None:
-        if self.known() >= self._works_max and self._kept:
+        if self.known() >= self._works_max and self._kept + len(self._late):
             self.close(self._clock.now_ns())
 
     def estimate(self, work: Work) -> EnergyLine:
         """The line of this work if the interval were [work.start, work.end], modelled, with the company known now.
 
-        Made for every response, so in microseconds: by its time alone, and by the site's flat supply and overhead.
+        Made for every response, so in microseconds: by its time alone, the supply of the moment and the last overhead.
         """
-        load, pace, supply = self._loads.get(work.slice), self._paces.get(work.slice), self.site.supply
+        load, pace, supply = self._loads.get(work.slice), self._paces.get(work.slice), self.supply
         # An abort may be stamped before the start that its engine reported: no time, a line of zeros.
         ns = pace.share_ns(work.start_ns, work.end_ns) if pace else 0
         mj = energy_mj(load.busy_mw, ns) if load else 0
@@ -223,7 +238,8 @@ class SiteAgent:
             cut = bisect_right(works, now_ns, key=_end)
             ended.update(work.receipt for work in works[:cut])
             going.update(work.receipt for work in works[cut:])
-        booked = _Closed([], list(self._works(now_ns)), frozenset(ended - going), self._cpu_ns, said)
+        works = list(self._works(now_ns))
+        booked = _Closed([], works, frozenset(ended - going), self._cpu_ns, said, set(map(_key, works)))
         interval = self._split(booked, self._last_ns, now_ns)
         self._emit(interval)
         self.latest = msgspec.structs.replace(interval, requests=())
@@ -238,10 +254,10 @@ class SiteAgent:
         self._kept = sum(map(len, self._ended.values()))
         if self._correct is not None:
             self._closed.append(booked)
-            while sum(len(each.works) for each in self._closed) > self._works_max:
-                self._closed.popleft()
             self._overdue.update(late)
-            self._correct_all(self._correct)
+            self._correct_all(self._correct, going)
+            while len(self._closed) > CORRECTABLE or sum(len(each.works) for each in self._closed) > self._works_max:
+                self._closed.popleft()
         self._late.clear()
         self._overdue.clear()
         return interval
@@ -259,17 +275,20 @@ class SiteAgent:
                 own = mj - (0 if name else serving)
                 self._floors.setdefault(name, Floor()).see(self.state, max(0, own) * NS_PER_S // ns)
 
-    def _correct_all(self, correct: Callable[[Interval], None]) -> None:
-        """Entries for works and readings that came after their interval had closed. What is too late stays out."""
+    def _correct_all(self, correct: Callable[[Interval], None], going: set[str]) -> None:
+        """Entries for works and readings that came after their interval had closed. What is too late stays out, and no
+        record of a receipt that is ``going`` on elsewhere is final."""
         for at, closed in enumerate(self._closed):
             first, said = closed.entries[0], closed.said
             works = [w for w in self._late if w.start_ns < first.end_ns and w.end_ns > first.start_ns]
-            works = [w for w in works if w not in closed.works]
+            works = [w for w in works if closed.lacks(w)]
             for (level, target), mj in self._overdue.get(first.start_ns, {}).items():
                 more: Any = mj if level in ("load", "it") else {**getattr(said, level), target: mj}
                 said = said._replace(**{level: more})
             if works or said != closed.said:
-                again = closed._replace(works=closed.works + works, said=said)
+                ended = {work.receipt for work in works if closed.ends(work)} - going
+                again = closed._replace(works=closed.works + works, said=said, ended=closed.ended | ended)
+                again = again._replace(keys=closed.keys.union(map(_key, works)))
                 entry = correction(closed.entries, self._split(again, first.start_ns, first.end_ns))
                 if entry is not None:
                     correct(entry)
@@ -285,7 +304,10 @@ class SiteAgent:
                 if left_ns > 0:
                     await self._clock.sleep(left_ns / NS_PER_S)
                 else:
-                    self.close(self._clock.now_ns() - self._lag_ns)
+                    try:
+                        self.close(self._clock.now_ns() - self._lag_ns)
+                    except ExchangeDown:  # the disk is full, say: what is not booked now is booked with the next
+                        await self._clock.sleep(RETRY_S)
         except asyncio.CancelledError:
             self.close(self._clock.now_ns())
             raise

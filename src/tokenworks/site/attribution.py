@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tokenworks.core.units import rate_of, split
-from tokenworks.core.words import LAYERS, EnergyLine, Interval, Provenance, ServiceLine, Work
-from tokenworks.site.costing import COLUMNS, LISTS, NS_PER_HOUR, Held, Lists, bill, flat
+from tokenworks.core.units import NS_PER_S, rate_of, split
+from tokenworks.core.words import FIGURES, LAYERS, EnergyLine, Interval, Provenance, ServiceLine, Work
+from tokenworks.site.costing import LISTS, NS_PER_HOUR, Held, Lists, bill, flat
 from tokenworks.site.placing import PPM, place
 from tokenworks.site.words import Pricing, Readings, Site, SliceLoad
 
@@ -29,6 +29,8 @@ RATES = (
 FINE = math.lcm(*range(1, 16))
 """Ticks of the fair-share clock per nanosecond: exact up to 15 concurrent works, off by 3e-6 ns per segment above.
 An hour of ticks fits into 64 bits, for ``bulk``."""
+BULK_MIN, BULK_NS_MAX = 1_000, 3_600 * NS_PER_S
+"""From so many works on, and up to so long an interval, arrays are used."""
 
 Shares = dict[str, tuple[int, dict[str, int]]]
 
@@ -129,27 +131,37 @@ def close_interval(
     it starts.
     """
     said = reading if isinstance(reading, Readings) else Readings(load=reading)
-    shared, loads = shares(works, start_ns, end_ns), {load.slice: load for load in site.loads}
-    on: dict[str, list[Work]] = {}
+    loads, here = {load.slice: load for load in site.loads}, list[Work]()
     for work in works:
-        on.setdefault(work.slice, []).append(work)
-    held = {receipt for _, parts in shared.values() for receipt in parts}
-    receipts = sorted(held | {work.receipt for work in works if work.receipt in ended})
+        if work.receipt in ended or max(work.start_ns, start_ns) < min(work.end_ns, end_ns):
+            here.append(work)
+    receipts = sorted({work.receipt for work in here})
     at = {receipt: place for place, receipt in enumerate(receipts)}
-    found = [
-        Share(name, busy_ns, [at[receipt] for receipt in parts], list(parts.values()),
-              weights(loads.get(name), on[name], parts, start_ns, end_ns))
-        for name, (busy_ns, parts) in shared.items()
-    ]  # fmt: skip
-    head, columns = close_shares(site, start_ns, end_ns, found, len(receipts), services, said, pricing)
+    if len(here) >= BULK_MIN and end_ns - start_ns <= BULK_NS_MAX:
+        from tokenworks.site import bulk  # numpy: only who has many works pays for it
+
+        head, arrays = bulk.close_columns(
+            site, start_ns, end_ns, bulk.columns(here, at), len(receipts), services, said, pricing
+        )
+        columns = {name: [None] * len(receipts) if each is None else each.tolist() for name, each in arrays.items()}
+    else:
+        shared, on = shares(here, start_ns, end_ns), dict[str, list[Work]]()
+        for work in here:
+            on.setdefault(work.slice, []).append(work)
+        found = [
+            Share(name, busy_ns, [at[receipt] for receipt in parts], list(parts.values()),
+                  weights(loads.get(name), on[name], parts, start_ns, end_ns))
+            for name, (busy_ns, parts) in shared.items()
+        ]  # fmt: skip
+        head, columns = close_shares(site, start_ns, end_ns, found, len(receipts), services, said, pricing)
     rated = {
         column: {w.receipt for w in works if w.slice in loads and getattr(loads[w.slice], rate) is not None}
         for column, _, rate in RATES
     }
-    rows = zip(*(columns[name] for name in COLUMNS), strict=True)
+    rows = zip(*(columns[name] for name in FIGURES), strict=True)
     lines = []
     for receipt, row in zip(receipts, rows, strict=True):
-        figures = dict(zip(COLUMNS, row, strict=True))
+        figures = dict(zip(FIGURES, row, strict=True))
         figures |= {column: None for column, known in rated.items() if receipt not in known}
         lines.append(EnergyLine(receipt=receipt, ended=receipt in ended, **figures))
     return msgspec.structs.replace(head, requests=tuple(lines))
@@ -166,7 +178,7 @@ def close_shares(
     pricing: Pricing | None,
     on: Lists = LISTS,
 ) -> tuple[Interval, dict[str, Any]]:
-    """The interval without the lines of its requests, and those as columns (``COLUMNS``) of ``count`` receipts."""
+    """The interval without the lines of its requests, and those as columns (``FIGURES``) of ``count`` receipts."""
     if end_ns < start_ns:
         raise ValueError("an interval cannot end before it starts")
     ns, loads = end_ns - start_ns, {load.slice: load for load in site.loads}
@@ -194,7 +206,7 @@ def close_shares(
     lines = zip(layers, cpu_ns, energy.services, service_nano, service_ug, strict=True)
     return Interval(
         site=site.name, supply=site.supply.name, start_ns=start_ns, end_ns=end_ns, meter_mj=energy.meter,
-        meter=Provenance.MODELLED if said.load is None else said.provenance, scale_ppm=energy.scale_ppm,
+        meter=Provenance.MODELLED if said.load is None else Provenance.MEASURED, scale_ppm=energy.scale_ppm,
         requests=(),
         services=tuple(
             ServiceLine(layer=layer, cpu_ns=cpu, energy_mj=mj, energy_nano=nano, carbon_ug=ug)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenworks.core.units import split
-from tokenworks.core.words import Interval
+from tokenworks.core.words import Interval, Work
 from tokenworks.site.attribution import FINE, Share, close_shares
 from tokenworks.site.costing import Lists
 from tokenworks.site.placing import PPM
@@ -21,7 +21,6 @@ from tokenworks.site.words import Pricing, Readings, Site, SliceLoad
 
 Ints = npt.NDArray[np.int64]
 TOTAL_MAX, WEIGHTS_MAX = 1 << 50, 1 << 61
-INTERVAL_NS_MAX = 3_600 * 10**9
 
 
 class Columns(NamedTuple):
@@ -37,6 +36,20 @@ class Columns(NamedTuple):
     input_tokens: Ints
     cached_tokens: Ints
     output_tokens: Ints
+
+
+def columns(works: Sequence[Work], at: Mapping[str, int]) -> Columns:
+    """Works as columns; ``at``: the index of each receipt."""
+    slices = sorted({work.slice for work in works})
+    on = {name: index for index, name in enumerate(slices)}
+    rows = [
+        (
+            at[w.receipt], on[w.slice], w.start_ns, w.end_ns if w.first_ns is None else w.first_ns, w.end_ns,
+            w.input_tokens, w.cached_tokens, w.output_tokens,
+        )
+        for w in works
+    ]  # fmt: skip
+    return Columns(slices, *np.array(rows, np.int64).reshape(-1, 8).T)
 
 
 def divided(total: int, weights: Ints) -> Ints:
@@ -169,10 +182,8 @@ def close_columns(
     pricing: Pricing | None = None,
 ) -> tuple[Interval, dict[str, Any]]:
     """``attribution.close_interval`` for works in columns of so many receipts: the interval without its request lines,
-    and those as columns by index of receipt (None: not known; what slice time costs is 0 where it is not known).
-    Raises ValueError for more than an hour at once, whose arithmetic would not fit."""
-    if end_ns - start_ns > INTERVAL_NS_MAX:
-        raise ValueError("an interval in bulk lasts at most an hour")
+    and those as columns by index of receipt (None: not known; what slice time costs is 0 where it is not known). At
+    most ``BULK_NS_MAX`` at once: the arithmetic of more would not fit."""
     loads, found = {load.slice: load for load in site.loads}, []
     for name, rows in _by_slice(works, start_ns, end_ns):
         busy_ns, ids, ns = _shares(works, rows, start_ns, end_ns)

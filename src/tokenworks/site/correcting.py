@@ -1,15 +1,13 @@
-"""What is learnt late becomes new entries, and what nobody used can be absorbed by what was served. Pure functions."""
+"""What is learnt late becomes new entries. Pure functions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
-from tokenworks.core.units import split
-from tokenworks.core.words import EnergyLine, Interval, ServiceLine, Word
-from tokenworks.site.costing import COLUMNS
+from tokenworks.core.words import FIGURES, EnergyLine, Interval, ServiceLine, Word
 
 _TOTALS = (
     "meter_mj", "idle_mj", "idle_nano", "overhead_mj", "overhead_nano", "residual_mj", "bill_nano", "carbon_ug",
@@ -23,7 +21,7 @@ def correction(known: Sequence[Interval], again: Interval) -> Interval | None:
 
     Its figures are differences; None: there are none. Figures are unknown in the sum only where no entry knew them.
     """
-    lines = _lines([e.requests for e in known], again.requests, "receipt", COLUMNS, EnergyLine)
+    lines = _lines([e.requests for e in known], again.requests, "receipt", FIGURES, EnergyLine)
     services = _lines([e.services for e in known], again.services, "layer", _SERVICE, ServiceLine)
     totals = _less(again, known, _TOTALS)
     reserved = {name: again.reserved_mj.get(name, 0) for each in (again, *known) for name in each.reserved_mj}
@@ -62,21 +60,3 @@ def _lines(
         if any(figures.values()) or any(more.values()):
             lines.append(kind(**{key: name}, **figures, **more))
     return tuple(lines)
-
-
-def fully_loaded(entries: Iterable[Interval]) -> Mapping[str, tuple[int, int]]:
-    """Millijoules by receipt: dynamic, and fully loaded with everything but residuals of that period (a day, usually).
-
-    Idle, services and overhead are absorbed by slice time, as the SCI of the Green Software Foundation counts reserved
-    hardware. If any slice time was used, the second figures sum to the meter less residuals.
-    """
-    dynamic, held, shared = dict[str, int](), dict[str, int](), 0
-    for entry in entries:
-        shared += entry.idle_mj + entry.overhead_mj + sum(line.energy_mj for line in entry.services)
-        for line in entry.requests:
-            dynamic[line.receipt] = dynamic.get(line.receipt, 0) + line.energy_mj
-            held[line.receipt] = held.get(line.receipt, 0) + line.slice_ns
-    receipts = sorted(receipt for receipt, ns in held.items() if ns > 0)
-    parts = split(shared, [held[receipt] for receipt in receipts]) if receipts else []
-    absorbed = dict(zip(receipts, parts, strict=True))
-    return {receipt: (mj, mj + absorbed.get(receipt, 0)) for receipt, mj in dynamic.items()}

@@ -14,11 +14,6 @@ from tokenworks.site.placing import Energy, split_or_last
 from tokenworks.site.words import Costs, Pricing, Site
 
 NS_PER_HOUR = 3_600 * NS_PER_S
-COLUMNS = (
-    "energy_mj", "energy_nano", "overhead_mj", "overhead_nano", "carbon_ug", "slice_ns", "device_nano", "market_ug",
-    "water_ul", "embodied_ug",
-)  # fmt: skip
-"""Figures of an EnergyLine."""
 
 
 class Held(NamedTuple):

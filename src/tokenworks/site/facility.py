@@ -21,10 +21,6 @@ LATENT_MJ_PER_UL = 2_430
 """Heat that evaporates a microlitre of water at 30 C (steam tables: 2,430 kJ/kg)."""
 WET_BAND_MC = 10_000
 """Above ``dry_below`` the evaporating part of the heat grows to all of it over 10 K."""
-FIBRE_M_PER_S = 204_000_000
-"""Light in glass of refractive index 1.468."""
-DETOUR_PERMILLE = 1_500
-"""Cables are longer than the straight line; 1.5 is usual."""
 HOURS_PER_YEAR = 8_766
 Kind = Literal["air", "liquid", "immersion", "sea"]
 
@@ -113,8 +109,6 @@ class Facility(Word, frozen=True):
     modules: tuple[Module, ...]
     design_sink_mc: int = 18_000
     """Wet bulb (or sea) where nothing is measured."""
-    distance_m: int = 0
-    """Of network, from whoever measures: the straight line."""
     windows: tuple[Window, ...] = ()
     """Empty: always reachable."""
 
@@ -160,11 +154,6 @@ class Facility(Word, frozen=True):
         if not self.windows:
             return 0, 1 << 62
         return min((near for near in (w.near(now_ns) for w in self.windows) if near[1] > now_ns), default=None)
-
-    @property
-    def round_trip_ns(self) -> int:
-        """Of light through the fibre."""
-        return rate_of(2 * self.distance_m * NS_PER_S, DETOUR_PERMILLE, FIBRE_M_PER_S * 1_000)
 
 
 def pue_ppm(load_mj: int, it_mj: int) -> int | None:

@@ -111,5 +111,3 @@ class Readings(NamedTuple):
     seen_permille: int = 1_000
     """Of the time, the part that the sensors saw."""
     notes: tuple[str, ...] = ()
-    provenance: Provenance = Provenance.MEASURED
-    """Of ``load``."""

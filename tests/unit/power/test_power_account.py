@@ -104,8 +104,8 @@ def test_what_was_bought_at_a_negative_price_is_given_back_at_it() -> None:
     contract = Contract("spot", (Energy("spot", Signal([0], [HOUR], [-500_000_000])),))
     charging = Flow(start_ns=0, end_ns=HOUR, import_mj=10 * MJ_PER_KWH, charged_mj={"cell": 10 * MJ_PER_KWH})
     using = Flow(start_ns=HOUR, end_ns=2 * HOUR, discharged_mj={"cell": 87 * MJ_PER_KWH // 10})
-    first = account(SUPPLIES, charging, contract.bill([charging]).nano, {})
-    second = account(SUPPLIES, using, contract.bill([using]).nano, first.stocks)
+    first = account(SUPPLIES, charging, contract.bill(charging), {})
+    second = account(SUPPLIES, using, contract.bill(using), first.stocks)
     assert (first.load.nano, first.stocks["cell"].nano) == (0, -5_000_000_000)
     assert (second.load.nano, second.lost_mj, second.stocks["cell"]) == (-5_000_000_000, 13 * MJ_PER_KWH // 10, Stock())
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -18,7 +19,7 @@ from tokenworks.power.contract import (
     Demand,
     Energy,
     Flow,
-    Margin,
+    Peak,
     Standing,
     capacity,
     difference,
@@ -50,21 +51,18 @@ CONTRACT = Contract("all", (*ENERGY, Demand("demand", 38_400_000_000, SHANGHAI))
 
 @settings(deadline=None)
 @given(flows())
-def test_the_bill_is_the_sum_of_what_its_intervals_were_charged(found: list[Flow]) -> None:
-    """After money that leaks: of every line and of the whole, the parts sum to the total, to the nano."""
-    bill = CONTRACT.bill(found)
-    assert bill.nano == sum(part or 0 for part in bill.parts)
-    assert bill.nano == sum(part or 0 for line in bill.lines.values() for part in line)
-    for index, part in enumerate(bill.parts):
-        assert part == sum(line[index] or 0 for line in bill.lines.values())
+def test_the_bill_is_the_sum_of_its_charges(found: list[Flow]) -> None:
+    """After money that leaks: of every interval, to the nano; a peak is in none of them."""
+    for flow in found:
+        assert CONTRACT.bill(flow) == sum(charge.nano(flow) or 0 for charge in ENERGY)
 
 
 @settings(deadline=None)
 @given(flows())
 def test_each_charge_is_what_exact_fractions_say(found: list[Flow]) -> None:
     """After rounding and mixed steps: quarter by quarter in exact fractions, every part is within half a nano."""
-    lines = CONTRACT.bill(found).lines
-    for index, flow in enumerate(found):
+    charges = {charge.name: charge for charge in CONTRACT.charges}
+    for flow in found:
         length = flow.end_ns - flow.start_ns
         cuts = range(flow.start_ns, flow.end_ns, 5 * MIN)
         spot = sum(Fraction((1_070 * _price(cut) + 500) // 1_000 + 11_000_003) * 5 * MIN for cut in cuts) / length
@@ -79,32 +77,13 @@ def test_each_charge_is_what_exact_fractions_say(found: list[Flow]) -> None:
             ("export", -flow.export_mj, market),
             ("curtailment", -flow.curtailed_mj, Fraction(250_000_000)),
         ):
-            part = lines[name][index]
+            part = charges[name].nano(flow)
             assert part is not None
             assert abs(part - price * mj / MJ_PER_KWH) <= Fraction(1, 2), name
 
 
 def _price(instant: int) -> int:
     return int(MARKET.values[instant // QUARTER])
-
-
-@settings(deadline=None)
-@given(flows(most=12), st.integers(0, 12))
-def test_energy_and_standing_charges_add_up_over_any_cut(found: list[Flow], cut: int) -> None:
-    """After monthly surprises: the bill of a period is the sum of the bills of its parts, whatever is cut where."""
-    contract = Contract("energy", ENERGY)
-    whole, first, second = (contract.bill(part) for part in (found, found[:cut], found[cut:]))
-    assert whole.parts == first.parts + second.parts
-
-
-@settings(deadline=None)
-@given(flows(), st.randoms())
-def test_the_order_of_the_intervals_does_not_matter(found: list[Flow], chance: random.Random) -> None:
-    """After late meters: intervals that arrive in another order are charged the same, each of them."""
-    order = list(range(len(found)))
-    chance.shuffle(order)
-    sorted_parts, mixed = CONTRACT.bill(found).parts, CONTRACT.bill([found[i] for i in order]).parts
-    assert mixed == [sorted_parts[i] for i in order]
 
 
 @settings(deadline=None)
@@ -122,21 +101,26 @@ def test_the_peak_is_the_highest_quarter_of_the_month(found: list[Flow]) -> None
         month = (quarter * QUARTER + 8 * HOUR) // (31 * 24 * HOUR)  # January 1970 in Shanghai, and after it
         by_month[month] = max(by_month.get(month, Fraction(0)), mj)
     expected = sum((mj * 38_400_000_000 / (1_000_000 * 900) for mj in by_month.values()), start=Fraction(0))
-    parts = demand.parts_nano(found, True)
+    # Interval by interval, over months and pauses: at each moment the months so far, as if they were over.
+    peak, months_nano = Peak(), dict[int, int]()
+    for flow in sorted(found, key=lambda flow: flow.start_ns):
+        steps = demand.follow(peak, flow)
+        assert all(a.highest_mj <= b.highest_mj for a, b in pairwise((peak, *steps)) if a.month_ns == b.month_ns)
+        months_nano |= {step.month_ns: demand.month_nano(step.highest_mj) for step in steps}
+        peak = steps[-1]
     # The largest remainder of cutting an interval over quarters moves at most 1 mJ per interval.
-    assert abs(sum(part or 0 for part in parts) - expected) <= 43 * len(found) + len(by_month)
-    assert all(part == 0 for part, flow in zip(parts, found, strict=True) if not flow.import_mj)
-    assert demand.parts_nano(found, False) == [0] * len(found)
+    assert abs(sum(months_nano.values()) - expected) <= 43 * len(found) + len(by_month)
 
 
-def test_of_two_equal_peaks_the_first_pays_and_its_intervals_share_in_order_of_time() -> None:
-    """After ties: which quarter bears the peak, and who in it the odd nano, does not hang on the order of arrival."""
-    half = QUARTER // 2
+def test_a_window_is_the_sum_of_its_intervals() -> None:
+    """After halves: a quarter that two intervals share is one window, a pause is one without import."""
+    half, demand = QUARTER // 2, Demand("demand", 3, SHANGHAI)  # one kilowatt: three nano
     early, late = (Flow(start_ns=n * half, end_ns=(n + 1) * half, import_mj=450_000_000) for n in range(2))
-    later = Flow(start_ns=QUARTER, end_ns=2 * QUARTER, import_mj=900_000_000)
-    demand = Demand("demand", 3, SHANGHAI)  # one kilowatt: three nano
-    assert demand.parts_nano([early, late, later], True) == [2, 1, 0]
-    assert demand.parts_nano([later, late, early], True) == [0, 1, 2]
+    [first] = demand.follow(Peak(), early)
+    [second] = demand.follow(first, late)
+    assert [demand.month_nano(each.highest_mj) for each in (first, second)] == [2, 3]
+    *_, last = demand.follow(second, Flow(start_ns=2 * QUARTER, end_ns=5 * QUARTER, import_mj=900_000_000))
+    assert last == second._replace(window_ns=4 * QUARTER, mj=300_000_000)
 
 
 def test_a_month_of_capacity_is_its_price_to_the_nano() -> None:
@@ -145,32 +129,29 @@ def test_a_month_of_capacity_is_its_price_to_the_nano() -> None:
     begin, end = next(months(1_741_000_000 * NS_PER_S, 1_741_000_001 * NS_PER_S, ZoneInfo("Europe/Rome")))
     spans = [Flow(start_ns=n, end_ns=min(end, n + 7 * HOUR)) for n in range(begin, end, 7 * HOUR)]
     assert end - begin == (31 * 24 - 1) * HOUR
-    assert sum(part or 0 for part in charge.parts_nano(spans, False)) == 1_000_000_007
+    assert sum(charge.nano(span) or 0 for span in spans) == 1_000_000_007
 
 
 def test_a_missing_price_is_unknown_and_never_free() -> None:
-    """After gaps: an interval with an unknown price has no cost, nor has the bill; one without energy costs 0."""
+    """After gaps: an interval with an unknown price has no cost; one without energy costs 0."""
     contract = Contract("c", (Energy("spot", Signal([0], [HOUR], [5])),))
     bought = [Flow(start_ns=n * HOUR, end_ns=(n + 1) * HOUR, import_mj=MJ_PER_KWH) for n in range(2)]
     idle = Flow(start_ns=2 * HOUR, end_ns=3 * HOUR)
-    bill = contract.bill([*bought, idle])
-    assert (bill.parts, bill.nano) == ([5, None, 0], None)
+    assert [contract.bill(flow) for flow in (*bought, idle)] == [5, None, 0]
     assert contract.marginal_nano_per_kwh(HOUR) is None
 
 
 @pytest.mark.parametrize(
-    ("margin", "nano"),
+    ("moves", "nano"),
     [
-        (Margin("import"), 700),
-        (Margin("export"), -60),  # less of an export that costs: the load is paid
-        (Margin("curtailed"), 250),
-        (Margin("sun"), 330),
-        (Margin("import", 9, 10), 700),
-        (Margin("import", 10, 10), 700 + 4 * 1_000),  # a kWh within a quarter is 4 kW
+        ("import", 700),
+        ("export", -60),  # less of an export that costs: the load is paid
+        ("curtailed", 250),
+        ("sun", 330),
     ],
 )
-def test_one_more_kilowatt_hour(margin: Margin, nano: int) -> None:
-    """After the planner: what a kWh more would cost depends on what it moves, and on the peak if it sets it."""
+def test_one_more_kilowatt_hour(moves: str, nano: int) -> None:
+    """After the planner: what a kWh more would cost depends on what it moves; peaks are not in it."""
     charges: Sequence[Charge] = (
         Energy("in", Signal.constant(700)),
         Energy("sun", Signal.constant(330), of="sun"),
@@ -180,7 +161,7 @@ def test_one_more_kilowatt_hour(margin: Margin, nano: int) -> None:
         Demand("demand", 1_000),
         Standing("meter", 10**9),
     )
-    assert Contract("c", tuple(charges)).marginal_nano_per_kwh(0, margin) == nano
+    assert Contract("c", tuple(charges)).marginal_nano_per_kwh(0, moves) == nano
 
 
 @settings(deadline=None)
@@ -192,21 +173,11 @@ def test_the_marginal_price_is_the_difference_of_two_bills(found: list[Flow], mo
     start = flow.start_ns // QUARTER * QUARTER
     base = Flow(start_ns=start, end_ns=start + 5 * MIN, import_mj=0, export_mj=0, produced_mj={"sun": 10 * MJ_PER_KWH})
     moved = msgspec.structs.replace(base, **{f"{moves}_mj": MJ_PER_KWH})
-    before, after = contract.bill([base]).nano, contract.bill([moved]).nano
+    before, after = contract.bill(base), contract.bill(moved)
     assert before is not None
     assert after is not None
-    marginal = contract.marginal_nano_per_kwh(start, Margin(moves))
+    marginal = contract.marginal_nano_per_kwh(start, moves)
     assert marginal == (after - before if moves == "import" else before - after)
-
-
-def test_a_true_up_is_the_closed_bill_less_what_was_charged() -> None:
-    """After live books: charged interval by interval while the month runs, the rest at its end makes the bill whole."""
-    month = [Flow(start_ns=n * HOUR, end_ns=(n + 1) * HOUR, import_mj=(n % 7) * 10**9) for n in range(400)]
-    running = [CONTRACT.bill([flow], closing=False).nano for flow in month]
-    closed = CONTRACT.bill(month)
-    true_up = [part - (now or 0) for part, now in zip(closed.parts, running, strict=True) if part is not None]
-    assert closed.nano == sum(now or 0 for now in running) + sum(true_up)
-    assert sum(true_up) == sum(part or 0 for part in closed.lines["demand"])
 
 
 def test_ratios_of_a_green_direct_connection() -> None:

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from tokenworks.power.signal import Signal, at, weighed
-from tokenworks.power.tables import HOUR_NS, MINUTE_NS, BadTable, load, load_forecast
+from tokenworks.power.signal import at, weighed
+from tokenworks.power.tables import HOUR_NS, MINUTE_NS, BadTable, load
 
 ROME = ZoneInfo("Europe/Rome")
 
@@ -104,21 +104,6 @@ def test_parquet_equals_csv(tmp_path: Path) -> None:
     assert ours.starts.tolist() == csv.starts.tolist()
     assert ours.ends.tolist() == csv.ends.tolist()
     assert ours.values.tolist() == csv.values.tolist()
-
-
-def test_a_forecast_file_keeps_its_vintages(tmp_path: Path) -> None:
-    """After hindsight: of two issues of one hour the decision sees the one that was out, the settlement the truth."""
-    text = "issued_utc,ts_utc,wind_mw\n2020-01-01T12:00Z,2020-01-02T00:00Z,5\n2020-01-01T12:00Z,2020-01-02T01:00Z,6\n"
-    text += "2020-01-01T18:00Z,2020-01-02T00:00Z,4\n"
-    hour = ns("2020-01-02T00:00:00Z")
-    truth = Signal([hour], [hour + HOUR_NS], [3])
-    forecast = load_forecast(write(tmp_path, text), "wind_mw", truth=truth)
-
-    def seen(when: str) -> int | None:
-        return at(forecast.known_at(ns(when), hour, hour + 2 * HOUR_NS), hour)
-
-    decided = ["2020-01-01T11:59:00Z", "2020-01-01T12:00:00Z", "2020-01-01T20:00:00Z", "2020-01-02T01:00:00Z"]
-    assert [seen(when) for when in decided] == [None, 5_000_000_000, 4_000_000_000, 3]
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenworks.core.clock import ManualClock
-from tokenworks.core.errors import EngineDown, NotFound
+from tokenworks.core.errors import EngineDown, ExchangeDown, NotFound
 from tokenworks.core.units import NS_PER_S
-from tokenworks.core.words import Interval, Provenance, Work
+from tokenworks.core.words import CORRECTABLE, Interval, Provenance, Work
 from tokenworks.power.supply import assumed_supply
 from tokenworks.site.agent import SiteAgent
 from tokenworks.site.attribution import shares
@@ -364,8 +364,71 @@ def test_a_late_work_corrects_the_books_of_its_time() -> None:
     for line in prompt.emitted[0].requests:
         assert sum(each.energy_mj for each in lines if each.receipt == line.receipt) == line.energy_mj
         assert sum(each.slice_ns for each in lines if each.receipt == line.receipt) == line.slice_ns
-    [zeros] = grid.emitted[1].requests
-    assert (zeros.receipt, zeros.energy_mj, zeros.ended) == ("late", 0, True)
+    assert [(r.receipt, r.ended) for r in entry.requests] == [("early", False), ("late", True)]
+    assert grid.emitted[1].requests == (), "its record is the correction, and no line of zeros"
+    assert grid.agent.known() == 0
+
+
+def test_a_work_whose_beginning_is_told_late_corrects_too() -> None:
+    """As a worker tells it: begun, then ended, both after the interval. One that was forgotten leaves nothing; time in
+    which it was known as open is not counted twice."""
+    grid = Grid()
+    grid.agent.close(at(60))
+    for name in ("both", "open", "forgotten"):
+        grid.begin(work(name, 10, 50))
+    grid.agent.end(work("both", 10, 50))
+    grid.agent.forget("forgotten", "r", "a")
+    grid.agent.close(at(120))
+    [entry] = grid.corrections
+    assert [(r.receipt, r.slice_ns, r.ended) for r in entry.requests] == [("both", 40 * NS_PER_S, True)]
+    assert [(r.receipt, r.slice_ns, r.ended) for r in grid.emitted[1].requests] == [("open", 60 * NS_PER_S, False)]
+    grid.agent.end(work("open", 30, 110))
+    grid.agent.close(at(180))
+    entry = grid.corrections[-1]
+    assert entry.corrects == 2
+    assert {r.receipt: (r.slice_ns, r.ended) for r in entry.requests} == {
+        "both": (-10 * NS_PER_S, False), "open": (20 * NS_PER_S, False),
+    }  # fmt: skip
+    assert [(r.receipt, r.slice_ns, r.ended) for r in grid.emitted[2].requests] == [("open", 0, True)]
+    assert len(grid.corrections) == 2
+
+
+def test_what_can_not_be_corrected_any_more_ends_in_the_running_interval() -> None:
+    """A late work of a time that is not remembered gets its line of zeros; one that goes on is final there only."""
+    grid = Grid()
+    for minute in range(1, CORRECTABLE + 2):
+        grid.agent.close(at(60 * minute))
+    now = 60 * (CORRECTABLE + 1)
+    grid.agent.end(work("gone", 10, 50))
+    grid.agent.end(work("going", now - 30, now + 5))
+    assert grid.agent.receipts() == {"gone", "going"}
+    grid.agent.close(at(now + 60))
+    assert [(r.receipt, r.ended, r.energy_mj > 0) for r in grid.emitted[-1].requests] == [
+        *(("going", True, True), ("gone", True, False))
+    ]
+    assert [[(r.receipt, r.ended) for r in each.requests] for each in grid.corrections] == [[("going", False)]]
+
+
+async def test_a_journal_that_refuses_is_asked_again() -> None:
+    """After a full disk: the agent goes on, and the next interval has the time and the works of the refused one."""
+    refused, emitted, clock = [True, True], list[Interval](), ManualClock(T0)
+
+    def emit(interval: Interval) -> None:
+        if refused:
+            refused.pop()
+            raise ExchangeDown("the disk is full")
+        emitted.append(interval)
+
+    agent = SiteAgent(SITE, clock, emit)
+    agent.end(work("x", 10, 50))
+    running = asyncio.create_task(agent.run())
+    for _ in range(8):  # as above
+        await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert [(i.start_ns, i.end_ns) for i in emitted[:2]] == [(at(0), at(62)), (at(62), at(122))]
+    assert [(r.receipt, r.ended) for r in emitted[0].requests] == [("x", True)]
 
 
 def test_a_correction_that_could_not_be_written_is_made_again() -> None:

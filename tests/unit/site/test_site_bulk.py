@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.site import POWER, WORKS, columns, home
+from tests.support.site import POWER, WORKS, columns, home, work
 
 from tokenworks.core.units import NS_PER_S, split
-from tokenworks.core.words import Work
-from tokenworks.site.attribution import close_interval
-from tokenworks.site.bulk import INTERVAL_NS_MAX, close_columns, divided
-from tokenworks.site.costing import COLUMNS
+from tokenworks.core.words import FIGURES, Work
+from tokenworks.site import attribution
+from tokenworks.site.attribution import BULK_NS_MAX, close_interval
+from tokenworks.site.bulk import close_columns, divided
 from tokenworks.site.words import Costs, Readings
 
 END = 60 * NS_PER_S
@@ -51,7 +51,7 @@ def test_columns_give_the_same_integers(
     head, lines = close_columns(site, 0, END, table, len(receipts), services, said, pricing)
     for at, line in enumerate(interval.requests):
         assert line.receipt == receipts[at]
-        for name in COLUMNS:
+        for name in FIGURES:
             column = lines[name]
             found = None if column is None else int(column[at])
             expected = getattr(line, name)
@@ -61,7 +61,18 @@ def test_columns_give_the_same_integers(
             assert getattr(head, name) == getattr(interval, name), name
 
 
-def test_more_than_an_hour_is_refused() -> None:
-    """After arithmetic that would not fit."""
-    with pytest.raises(ValueError, match="an hour"):
-        close_columns(home(0), 0, INTERVAL_NS_MAX + 1, columns([])[1], 0, {}, Readings())
+def test_more_than_an_hour_is_attributed_by_integers_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After arithmetic that would not fit: a grid that slept for a day closes its interval all the same."""
+    monkeypatch.setattr(attribution, "BULK_MIN", 1)
+    interval = close_interval(home(), 0, 24 * BULK_NS_MAX, [work("r", 0, 86_400)], frozenset("r"), {}, Readings())
+    assert interval.requests[0].slice_ns == 24 * BULK_NS_MAX
+
+
+@given(WORKS, st.integers(0, 3), st.sets(st.integers(0, 6)))
+def test_many_works_of_an_agent_are_attributed_in_bulk(works: list[Work], variant: int, ended: set[int]) -> None:
+    """From ``BULK_MIN`` works on arrays are used, and nobody can tell: the same lines, the same unknowns."""
+    site, done = home(variant), frozenset(f"r{number}" for number in ended)
+    few = close_interval(site, 0, END, works, done, {"agents": 10**9}, Readings(load=10**7))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attribution, "BULK_MIN", 1)
+        assert close_interval(site, 0, END, works, done, {"agents": 10**9}, Readings(load=10**7)) == few

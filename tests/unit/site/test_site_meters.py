@@ -13,10 +13,9 @@ from tests.support.site import home
 from tokenworks.core.clock import ManualClock
 from tokenworks.core.errors import Unreachable
 from tokenworks.core.units import NS_PER_S
-from tokenworks.core.words import Provenance
-from tokenworks.site.meters.local import Modelled, Nvml
 from tokenworks.site.meters.meter import FLOOR_SAMPLES, GAP_NS_MAX, Floor, Meter, Panel, Sample, Wire
-from tokenworks.site.meters.rapl import Rapl, machine_panel
+from tokenworks.site.meters.nvml import Nvml
+from tokenworks.site.meters.rapl import Rapl, machine_wires
 
 
 def at(second: float, mj: int | None = None, mw: int | None = None) -> Sample:
@@ -94,13 +93,6 @@ def test_power_goes_on_only_so_long() -> None:
     gap_s = GAP_NS_MAX / NS_PER_S + 1
     assert meter(at(0, mw=20_000), at(gap_s, mw=20_000)).reading() is None
     assert energy(meter(at(0, mw=20_000), at(gap_s, mw=20_000), at(gap_s + 1, mw=20_000))) == (20_000, 0, 1)
-
-
-def test_a_reading_says_where_it_comes_from() -> None:
-    """After a number without its provenance: value, error, time and provenance travel together."""
-    reading = meter(at(0, 0), at(7, 700_000), provenance=Provenance.MODELLED, error_permille=20).reading()
-    assert reading is not None
-    assert (reading.provenance, reading.error_permille, reading.at_ns) == (Provenance.MODELLED, 20, 7 * NS_PER_S)
 
 
 class Script:
@@ -193,9 +185,9 @@ async def test_rapl_sums_packages_and_wraps_each(tmp_path: Path) -> None:
 
 async def test_a_machine_without_rapl_has_no_meter(tmp_path: Path) -> None:
     """Where there is nothing to read, all is modelled, and nothing is said of a meter."""
-    assert machine_panel(ManualClock(), home(), tmp_path).read(0, 1)[0].servers == {}
+    assert machine_wires(ManualClock(), home(), tmp_path) == []
     powercap(tmp_path, **{"intel-rapl_0": ("package-0", 0)})
-    panel = machine_panel(ManualClock(), home(), tmp_path)
+    panel = Panel(machine_wires(ManualClock(), home(), tmp_path))
     await panel.poll()
     assert panel.read(0, 1)[0].servers == {"": None}
     assert await Rapl(ManualClock(), tmp_path / "gone").read() == {}
@@ -235,8 +227,3 @@ async def test_nvml_says_what_each_board_says() -> None:
     broken.nvmlInit = init
     with pytest.raises(Unreachable, match="driver not loaded"):
         await Nvml(ManualClock(), broken).read()
-
-
-async def test_a_model_is_a_source_like_any_other() -> None:
-    """What only a model knows comes through the same port."""
-    assert await Modelled(ManualClock(3), lambda: {"pump": 7}).read() == {"pump": Sample(3, mw=7)}

@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from tests.support.site import POWER, WORKS, home, slice_, work
 
 from tokenworks.core.units import NS_PER_S
-from tokenworks.core.words import Interval, Work
+from tokenworks.core.words import FIGURES, Interval, Work
 from tokenworks.site.attribution import close_interval
-from tokenworks.site.correcting import correction, fully_loaded
-from tokenworks.site.costing import COLUMNS
+from tokenworks.site.correcting import correction
 from tokenworks.site.words import Costs, Readings, Site
 
 END = 60 * NS_PER_S
@@ -244,7 +243,7 @@ def test_corrections_add_up_to_what_is_known(
         assert sum(getattr(each, name) or 0 for each in entries) == (getattr(again, name) or 0), name
     for line in again.requests:
         mine = [each for e in entries for each in e.requests if each.receipt == line.receipt]
-        for name in COLUMNS:
+        for name in FIGURES:
             assert sum(getattr(each, name) or 0 for each in mine) == (getattr(line, name) or 0), name
         assert sum(each.ended for each in mine) == line.ended
     for each in entries:
@@ -252,20 +251,6 @@ def test_corrections_add_up_to_what_is_known(
         assert placed + each.idle_mj + each.overhead_mj + each.residual_mj == each.meter_mj
         money = sum(r.energy_nano or 0 for r in each.requests) + sum(s.energy_nano or 0 for s in each.services)
         assert money + (each.idle_nano or 0) + (each.overhead_nano or 0) == each.bill_nano
-
-
-@given(WORKS, READINGS)
-def test_fully_loaded_figures_absorb_everything(works: list[Work], said: Readings) -> None:
-    """Two figures: dynamic, and with idle, services and overhead of the period; the latter sum to the meter."""
-    interval = close(home(), works, said)
-    figures = fully_loaded([interval, close(home(), [], Readings())])
-    assert {name: dynamic for name, (dynamic, _) in figures.items()} == {
-        line.receipt: line.energy_mj for line in interval.requests
-    }
-    assert all(loaded >= dynamic for dynamic, loaded in figures.values())
-    if any(line.slice_ns for line in interval.requests):
-        day = [interval, close(home(), [], Readings())]
-        assert sum(loaded for _, loaded in figures.values()) == sum(e.meter_mj - e.residual_mj for e in day)
 
 
 def test_negative_figures_of_a_slice_are_refused() -> None:

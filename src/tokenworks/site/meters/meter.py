@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple, Protocol
 from tokenworks.core.clock import Clock
 from tokenworks.core.errors import TokenworksError
 from tokenworks.core.units import NS_PER_S, energy_mj, split
-from tokenworks.core.words import Provenance
 from tokenworks.site.words import Readings
 
 GAP_NS_MAX = 30 * NS_PER_S
@@ -41,9 +40,6 @@ class Reading(NamedTuple):
     mj: int
     implausible_mj: int
     seen_ns: int
-    at_ns: int
-    provenance: Provenance
-    error_permille: int | None
 
 
 class Meter:
@@ -57,11 +53,8 @@ class Meter:
         min_mw: int = 0,
         wrap_mj: int | None = None,
         step_mj: int = 1,
-        provenance: Provenance = Provenance.MEASURED,
-        error_permille: int | None = None,
     ) -> None:
         self._max_mw, self._min_mw, self._wrap_mj, self._step_mj = max_mw, min_mw, wrap_mj, step_mj
-        self._provenance, self._error = provenance, error_permille
         self._last: Sample | None = None
         self.notes: set[str] = set()
         self._mw: int | None = None
@@ -76,7 +69,7 @@ class Meter:
         """Since the last ``clear``; None: nothing was heard that counts."""
         if self._last is None or self._seen_ns == 0:
             return None
-        return Reading(self._mj, self._odd, self._seen_ns, self._last.at_ns, self._provenance, self._error)
+        return Reading(self._mj, self._odd, self._seen_ns)
 
     def mw(self, now_ns: int) -> int | None:
         """The power that it last told of; None: it did not, or that is too long ago."""
@@ -180,7 +173,7 @@ class Panel:
         """What the meters counted in [start, end), and what a meter that was silent before counted meanwhile, which is
         spread over that time. Reading again before ``booked`` says the same."""
         found: dict[str, dict[str, int | None]] = {"load": {}, "it": {}, "servers": {}, "boards": {}}
-        late, odd, seen, notes, provenance = Late(), 0, 1_000, list[str](), Provenance.MEASURED
+        late, odd, seen, notes = Late(), 0, 1_000, list[str]()
         for wire, owed in zip(self._wires, self._owed, strict=True):
             reading, times = wire.meter.reading(), [*owed, (start_ns, end_ns)]
             notes += [f"{wire.level} {wire.target}: {note}" for note in sorted(wire.meter.notes)]
@@ -195,12 +188,12 @@ class Panel:
                     late.setdefault(start, {})[wire.level, wire.target] = mj
             found[wire.level][wire.target] = parts[-1] + (reading.implausible_mj if wire.level == "load" else 0)
             if wire.level == "load":
-                odd, provenance = reading.implausible_mj, reading.provenance
+                odd = reading.implausible_mj
             seen = min(seen, reading.seen_ns * 1_000 // max(1, end_ns - start_ns))
         load, it = (next(iter(found[level].values()), None) for level in ("load", "it"))
         boards = {name: mj for name, mj in found["boards"].items() if mj is not None}
         sink_mc = self._sink(start_ns, end_ns)
-        return Readings(load, it, found["servers"], boards, odd, {}, sink_mc, seen, tuple(notes), provenance), late
+        return Readings(load, it, found["servers"], boards, odd, {}, sink_mc, seen, tuple(notes)), late
 
     def now(self, now_ns: int, ns: int) -> Readings:
         """What the meters last told, as if it had lasted for ``ns``."""

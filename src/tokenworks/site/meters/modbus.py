@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from tokenworks.core.clock import Clock
@@ -24,13 +23,11 @@ class Register(NamedTuple):
 
 
 class Modbus:
-    """One device (``unit_id``); a channel is a register, named by who configures it."""
+    """One device (``unit_id``); a channel is one of its ``registers``, named by who configures it."""
 
-    def __init__(
-        self, clock: Clock, host: str, registers: Mapping[str, Register], port: int = 502, unit_id: int = 1
-    ) -> None:
+    def __init__(self, clock: Clock, host: str, port: int = 502, unit_id: int = 1) -> None:
         self._clock, self._host, self._port, self._unit_id = clock, host, port, unit_id
-        self._registers = dict(registers)
+        self.registers: dict[str, Register] = {}
 
     async def read(self) -> dict[str, Sample]:
         """As ``Source`` says. Connects anew each time: meters have few connections to spare, and forget them."""
@@ -41,7 +38,7 @@ class Modbus:
         try:
             if not await client.connect():
                 raise Unreachable(f"no meter answers on {self._host}:{self._port}")
-            for channel, (address, form, unit, factor) in self._registers.items():
+            for channel, (address, form, unit, factor) in self.registers.items():
                 size = struct.calcsize(_FORMATS[form])
                 answer = await client.read_holding_registers(address, count=size // 2, device_id=self._unit_id)
                 if answer.isError():

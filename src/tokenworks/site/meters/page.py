@@ -28,12 +28,11 @@ LABELS = ("UUID", "uuid", "gpu", "gpu_id", "id", "index", "package")
 """The first of these that a sample has is its channel."""
 
 
-async def fetch(url: str, body: bytes | None = None, headers: Mapping[str, str] = {}) -> bytes:
-    """GET, or PATCH with a body, in a thread. Raises Unreachable; a longer answer than 4 MiB is none."""
+async def fetch(url: str, headers: Mapping[str, str] = {}) -> bytes:
+    """GET, in a thread. Raises Unreachable; a longer answer than 4 MiB is none."""
 
     def ask() -> bytes:
-        method = "GET" if body is None else "PATCH"
-        request = urllib.request.Request(url, body, dict(headers), method=method)  # noqa: S310 - by the operator
+        request = urllib.request.Request(url, headers=dict(headers))  # noqa: S310 - by the operator
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
             return bytes(answer.read(BODY_BYTES_MAX + 1))
 

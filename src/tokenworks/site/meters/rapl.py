@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tokenworks.core.clock import Clock
-from tokenworks.site.meters.meter import Meter, Panel, Sample, Wire
+from tokenworks.site.meters.meter import Meter, Sample, Wire
 from tokenworks.site.words import Site
 
 POWERCAP = Path("/sys/class/powercap")
@@ -43,12 +43,12 @@ class Rapl:
             return False
 
 
-def machine_panel(clock: Clock, site: Site, root: Path = POWERCAP) -> Panel:
+def machine_wires(clock: Clock, site: Site, root: Path = POWERCAP) -> list[Wire]:
     """RAPL as the meter of the site's own machine where there is one, else nothing: then all is modelled.
 
     More than twice what the model of the machine says at most is not believed.
     """
     source = Rapl(clock, root)
     most = site.base_idle_mw + sum(load.idle_mw + load.busy_mw for load in site.loads if not load.server)
-    meter = Meter(2 * most, min_mw=1, error_permille=50)
-    return Panel([Wire(source, "machine", "servers", "", meter)] if source.readable() else [])
+    meter = Meter(2 * most, min_mw=1)
+    return [Wire(source, "machine", "servers", "", meter)] if source.readable() else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from tokenworks.core.clock import Clock
@@ -19,17 +18,18 @@ class Oid(NamedTuple):
 
 
 class Snmp:
-    """A PDU; a channel is an object, named by who configures it."""
+    """A PDU; a channel is one of its ``objects``, named by who configures it."""
 
-    def __init__(self, clock: Clock, host: str, objects: Mapping[str, Oid], port: int = 161, word: str = "public"):
-        self._clock, self._address, self._objects, self._word = clock, (host, port), dict(objects), word
+    def __init__(self, clock: Clock, host: str, port: int = 161, word: str = "public") -> None:
+        self._clock, self._address, self._word = clock, (host, port), word
+        self.objects: dict[str, Oid] = {}
 
     async def read(self) -> dict[str, Sample]:
         """As ``Source`` says."""
         from pysnmp.error import PySnmpError
         from pysnmp.hlapi.v3arch import asyncio as snmp
 
-        asked = [snmp.ObjectType(snmp.ObjectIdentity(each.oid)) for each in self._objects.values()]
+        asked = [snmp.ObjectType(snmp.ObjectIdentity(each.oid)) for each in self.objects.values()]
         engine = snmp.SnmpEngine()
         try:
             target = await snmp.UdpTransportTarget.create(self._address, timeout=1, retries=0)
@@ -39,7 +39,7 @@ class Snmp:
             if failed or refused:
                 raise Unreachable(f"{self._address[0]}: {failed or refused}")
             at_ns, found = self._clock.now_ns(), dict[str, Sample]()
-            for (channel, (_, factor, kind)), (_, value) in zip(self._objects.items(), values, strict=True):
+            for (channel, (_, factor, kind)), (_, value) in zip(self.objects.items(), values, strict=True):
                 amount = round(int(value) * factor)
                 found[channel] = Sample(at_ns, mj=amount) if kind == "energy" else Sample(at_ns, mw=amount)
             return found

@@ -1,9 +1,8 @@
-"""Readings without a network: NVIDIA's driver library, and power that only a model knows."""
+"""NVML: energy and power of boards, by NVIDIA's driver library."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from tokenworks.core.clock import Clock
@@ -42,14 +41,3 @@ class Nvml:
     async def read(self) -> dict[str, Sample]:
         """As ``Source`` says; in a thread, as a driver may take its time."""
         return await asyncio.to_thread(self._read)
-
-
-class Modelled:
-    """Power that a model tells [mW by channel]; give its meter the provenance ``modelled``."""
-
-    def __init__(self, clock: Clock, power_mw: Callable[[], Mapping[str, int]]) -> None:
-        self._clock, self._power_mw = clock, power_mw
-
-    async def read(self) -> dict[str, Sample]:
-        """As ``Source`` says."""
-        return {channel: Sample(self._clock.now_ns(), mw=mw) for channel, mw in self._power_mw().items()}

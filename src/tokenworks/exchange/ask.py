@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 
 from tokenworks.core.clock import WallClock
-from tokenworks.core.errors import DataDirError, LeasedOut, TokenworksError
+from tokenworks.core.errors import DataDirError, LeasedOut, TokenworksError, Unreachable
 from tokenworks.core.units import NS_PER_S
 from tokenworks.exchange import offices
 from tokenworks.exchange.service import LedgerService
-from tokenworks.exchange.wire import Answer, Call, Refusal, RemoteError, pack, read_message_blocking, socket_address
+from tokenworks.exchange.wire import Answer, Call, Refusal, RemoteError, pack, socket_address, unpack
 
 TIMEOUT_S = 60
 PATIENCE_NS = 6 * NS_PER_S
@@ -48,7 +48,7 @@ def ask_once(data: Path, method: str, **params: Any) -> Any:
         elsewhere = data / "store"
         service = LedgerService(data, clock, elsewhere.read_text() if elsewhere.exists() else None)
         try:
-            return msgspec.to_builtins(offices.answer(service, clock, method, params), builtin_types=(bytes,))
+            return msgspec.to_builtins(offices.answer(service, method, params))
         finally:
             service.close()
 
@@ -58,9 +58,10 @@ def _ask_socket(path: Path, method: str, params: dict[str, Any]) -> Any:
         connection.settimeout(TIMEOUT_S)
         connection.connect(address)
         connection.sendall(pack(Call(1, method, params)))
-        while True:
-            message = read_message_blocking(connection)
-            if isinstance(message, Answer):
-                return message.result
-            if isinstance(message, Refusal):
-                raise RemoteError(message)
+        with connection.makefile("rb") as lines:
+            for message in map(unpack, lines):
+                if isinstance(message, Answer):
+                    return message.result
+                if isinstance(message, Refusal):
+                    raise RemoteError(message)
+    raise Unreachable("the ledger closed the connection")

@@ -17,7 +17,7 @@ from tokenworks.core.clock import Clock
 from tokenworks.core.errors import ExchangeDown, UnknownKey
 from tokenworks.core.ids import key_hash, key_id_of, same_hash
 from tokenworks.core.units import NS_PER_S
-from tokenworks.core.words import Amount, Decision, Delivery, EnergyLine, Interval, Request, Usage, Work
+from tokenworks.core.words import Amount, Decision, Delivery, EnergyLine, Request, Usage, Work
 from tokenworks.exchange import budget
 from tokenworks.exchange.budget import BudgetTree, Counter, Path, Promise, Purse, Shortage, burns
 from tokenworks.exchange.journal import Journal
@@ -25,6 +25,7 @@ from tokenworks.exchange.prices import TOKENS_PER_PRICE, Prices, Rater, Tariff
 from tokenworks.exchange.words import (
     Account,
     AnyCommand,
+    BillPower,
     CloseInterval,
     Directory,
     ExtendHold,
@@ -50,10 +51,11 @@ LOW_WATER = 4
 class Identity:
     """Who asks: the account, the key, and the path that it spends from."""
 
-    __slots__ = ("account", "key", "path")
+    __slots__ = ("account", "directory", "key", "path")
 
-    def __init__(self, account: Account, key: Key, path: Path) -> None:
-        self.account, self.key, self.path = account, key, path
+    def __init__(self, account: Account, key: Key, path: Path, directory: int) -> None:
+        self.account, self.key, self.path, self.directory = account, key, path, directory
+        """Which of the directories that the desk was taught it is from."""
 
 
 class Hold(Promise):
@@ -83,6 +85,11 @@ class Hold(Promise):
         """Neither settled nor released yet."""
 
     @property
+    def waits(self) -> bool:
+        """Whoever answers for it has to wait until it is ``safe``."""
+        return self.journal.policy == "durable"
+
+    @property
     def amount(self) -> Amount:
         """What is held now."""
         return Amount(ustu=self.ustu, nano=self.nano)
@@ -97,9 +104,10 @@ class Desk:
         self.budgets = BudgetTree()
         self._accounts: dict[str, Account] = {}
         self._keys: dict[str, Key] = {}
+        self._directory = 0
         self._backlog: deque[tuple[Journal, AnyCommand]] = deque()
         """What the disk refused: written as soon as it takes it. Bounded, since no new hold is accepted while there is
-        any: by the holds that were open, and an interval a minute."""
+        any: by the holds that were open."""
         self._valid_ns = 0
         self._asking = asyncio.Lock()
         """One question at a time: a sum given back must not be overtaken by an answer on its way."""
@@ -114,6 +122,7 @@ class Desk:
         self.budgets.learn(directory.budgets, directory.grants, blocking)
         self._accounts = {account.id: account for account in directory.accounts}
         self._keys = {key.id: key for key in directory.keys}
+        self._directory += 1
 
     def take(self, leases: Iterable[Lease], asked_ns: int) -> None:
         """Take leases; good for ``LEASE_S`` from when they were asked for, less than the ledger thinks."""
@@ -178,7 +187,11 @@ class Desk:
                 "no API key was given" if not key else "the API key is unknown or revoked",
                 hint="send it as 'Authorization: Bearer tw-...'; make one with: tokenworks key create",
             )
-        return Identity(self._accounts[found.account], found, self.budgets.path(found.budget))
+        return Identity(self._accounts[found.account], found, self.budgets.path(found.budget), self._directory)
+
+    def knows(self, identity: Identity) -> bool:
+        """Nothing was taught since: whoever was identified is so still, by the same key."""
+        return identity.directory == self._directory
 
     def hold(
         self,
@@ -337,9 +350,11 @@ class Desk:
         self._spend(began)
         return settlement
 
-    def close_interval(self, interval: Interval) -> None:
-        """Write down the energy records of an interval. Raises ExchangeDown; then they are written later."""
-        self._write(self._journal, CloseInterval(interval=interval))
+    def book(self, command: CloseInterval | BillPower) -> None:
+        """Write down the energy records of an interval, of a correction, or what a supply charges. Raises ExchangeDown;
+        then it is not written later either, and is to be said again: who closes intervals goes on with this one."""
+        self._write_backlog()
+        self._journal.append(encode_command(command))
 
     def _write(self, journal: Journal, command: AnyCommand) -> None:
         if not self._backlog:

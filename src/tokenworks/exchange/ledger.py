@@ -14,7 +14,8 @@ money    revenue/breakage        value of what expired unused, booked ahead at t
 money    payable/entity/{name}   owed to an entity for what its sites served; see ``settlement`` for what follows
 money    loss/operator           delivered beyond a hold or a lease: the operator's, never the customer's
 money    payable/power/{supply}  owed to a supply for energy
-money    cost/energy/{part}      energy money by where the energy went (requests, idle, overhead, service)
+money    cost/energy/{part}      energy money by where the energy went (requests, idle, overhead, service), and
+                                 what comes beside it (demand, events)
 money    depreciation/{site}     wear of devices, by slice time
 money    cost/device/{part}      the same by who used the time (requests, idle)
 stu      customer/{account}      standard tokens consumed
@@ -33,7 +34,7 @@ from collections.abc import Mapping
 import msgspec
 
 from tokenworks.core.errors import LedgerRefused
-from tokenworks.core.words import Interval
+from tokenworks.core.words import CORRECTABLE, Interval
 from tokenworks.exchange.calendar import window_start_ns
 from tokenworks.exchange.clearing_words import OPERATOR, ClearingCommand
 from tokenworks.exchange.grants import burn, end_grant, sell_grant
@@ -43,6 +44,7 @@ from tokenworks.exchange.state import BOOKS, LEDGER, Entry, Leased, Source, Stat
 from tokenworks.exchange.words import (
     AddKey,
     AnyCommand,
+    BillPower,
     CloseInterval,
     DefinePackage,
     DescribeSite,
@@ -124,6 +126,11 @@ def _step(state: State, command: AnyCommand) -> list[Entry]:
             _release(state, command.receipt)
         case CloseInterval():
             return close_interval(state, command.interval)
+        case BillPower(site=site, what=what):
+            more = command.nano - state.bills.get((site, what), 0)
+            state.bills[site, what] = command.nano
+            part = ("money", f"cost/energy/{command.part}", more)
+            return lines(part, ("money", f"payable/power/{command.supply}", -more))
         case OpenAccount(account=account):
             open_account(state, account)
         case SetBudget():
@@ -292,8 +299,11 @@ def _burn_hold(state: State, settled: Settlement, hold: PlaceHold, leases: dict[
 
 
 def close_interval(state: State, interval: Interval) -> list[Entry]:
-    site = interval.site
-    if interval.start_ns < state.interval_end_ns.get(site, 0) or interval.end_ns <= interval.start_ns:
+    site, closed = interval.site, state.closed.get(interval.site, {})
+    if interval.corrects:
+        if closed.get(interval.start_ns) != (interval.end_ns, interval.corrects - 1):
+            raise LedgerRefused(f"a correction of site {site!r} is not the next one of an interval that it can correct")
+    elif interval.start_ns < state.interval_end_ns.get(site, 0) or interval.end_ns <= interval.start_ns:
         raise LedgerRefused(f"an interval of site {site!r} starts before the last one ended")
     if len({line.receipt for line in interval.requests}) < len(interval.requests):
         raise LedgerRefused(f"an interval of site {site!r} has two lines of one receipt")
@@ -325,5 +335,9 @@ def close_interval(state: State, interval: Interval) -> list[Entry]:
     for book in BOOKS:
         if sum(entry.amount for entry in entries if entry.book == book):
             raise LedgerRefused(f"an interval of site {site!r} does not close in the {book} book")
-    state.interval_end_ns[site] = interval.end_ns
+    state.interval_end_ns[site] = max(interval.end_ns, state.interval_end_ns.get(site, 0))
+    closed = state.closed.setdefault(site, {})
+    closed[interval.start_ns] = interval.end_ns, interval.corrects
+    if len(closed) > CORRECTABLE:
+        del closed[next(iter(closed))]  # the oldest
     return entries

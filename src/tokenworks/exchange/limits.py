@@ -6,7 +6,7 @@ from tokenworks.core.errors import LeasedOut, LedgerRefused
 from tokenworks.exchange.calendar import window_start_ns
 from tokenworks.exchange.clearing_words import OPERATOR
 from tokenworks.exchange.state import DEPTH_MAX, Leased, State, Tally, known
-from tokenworks.exchange.words import Account, Budget, GiveLease, Key, Lease
+from tokenworks.exchange.words import Account, Budget, GiveLease, Key
 
 
 def open_account(state: State, account: Account) -> None:
@@ -114,12 +114,8 @@ def give_lease(state: State, command: GiveLease) -> None:
             raise LedgerRefused(f"{lease.counter} is in another window now")
     leases = state.leases.setdefault(source, {})
     for lease in command.leases:
-        _take_lease(leases, lease)
-
-
-def _take_lease(leases: dict[str, Leased], lease: Lease) -> None:
-    old = leases.get(lease.counter)
-    if old is not None and old.window_ns == lease.window_ns:
-        old.allowance = lease.allowance
-    else:
-        leases[lease.counter] = Leased(lease.window_ns, lease.allowance)
+        old = leases.get(lease.counter)
+        if old is not None and old.window_ns == lease.window_ns:
+            old.allowance = lease.allowance
+        else:
+            leases[lease.counter] = Leased(lease.window_ns, lease.allowance)

@@ -13,8 +13,10 @@ import msgspec
 
 from tokenworks.core.clock import Clock
 from tokenworks.core.errors import ExchangeDown, LedgerRefused, Unreachable
+from tokenworks.core.steps import in_task
 from tokenworks.core.words import Work
 from tokenworks.exchange.wire import (
+    LINE_BYTES_MAX,
     Answer,
     Call,
     News,
@@ -50,7 +52,6 @@ class LedgerLink:
         self._reading: asyncio.Task[None] | None = None
         self._epoch: int | None = None
         self._first_epoch: int | None = None
-        self._closed = False
 
     @property
     def up(self) -> bool:
@@ -74,10 +75,9 @@ class LedgerLink:
 
     async def _connect(self) -> Welcome:
         with socket_address(self._path) as address:
-            reader, self._stream = await asyncio.open_unix_connection(address)
+            reader, self._stream = await asyncio.open_unix_connection(address, limit=LINE_BYTES_MAX)
         self._reading = asyncio.create_task(self._read(reader, self._stream))
-        raw = await self.call("hello", writer=self._writer_name, epoch=self._epoch)
-        welcome = msgspec.convert(raw, Welcome, builtin_types=(bytes,))
+        welcome = await self._hello(epoch=self._epoch)
         self._learn(welcome.directory)
         return welcome
 
@@ -116,6 +116,7 @@ class LedgerLink:
         """Ask the ledger. Raises ExchangeDown when it is away or silent, RemoteError when it refuses."""
         if self._stream is None:
             raise ExchangeDown("the ledger process is restarting")
+        await in_task()
         number = next(self._numbers)
         waiting: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting[number] = waiting
@@ -127,6 +128,9 @@ class LedgerLink:
             raise ExchangeDown("the ledger process does not answer") from None
         finally:
             self._waiting.pop(number, None)
+
+    async def _hello(self, **params: Any) -> Welcome:
+        return msgspec.convert(await self.call("hello", writer=self._writer_name, **params), Welcome)
 
     async def lease(self, wanted: dict[str, int], returned: dict[str, int]) -> list[Lease]:
         """Ask for more of some counters and return sums of others. Raises LedgerRefused when this epoch has ended."""
@@ -145,15 +149,13 @@ class LedgerLink:
 
         Raises as ``call``.
         """
-        raw = await self.call("hello", writer=self._writer_name, epoch=None, lives_since=self._first_epoch)
-        welcome = msgspec.convert(raw, Welcome, builtin_types=(bytes,))
+        welcome = await self._hello(epoch=None, lives_since=self._first_epoch)
         self._epoch = welcome.epoch
         return welcome
 
     async def unmetered(self) -> tuple[Work, ...]:
         """Settled works that no closed interval has, as of now. Raises as ``call``."""
-        raw = await self.call("hello", writer=self._writer_name, epoch=self._epoch)
-        return msgspec.convert(raw, Welcome, builtin_types=(bytes,)).unmetered
+        return (await self._hello(epoch=self._epoch)).unmetered
 
     async def close(self) -> None:
         """Hang up."""

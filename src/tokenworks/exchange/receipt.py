@@ -6,29 +6,37 @@ and its alternatives are for the operator. What is unknown is absent.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from tokenworks.core.clock import utc_text
 from tokenworks.core.units import NS_PER_US, money_text, stu_text
-from tokenworks.core.words import Candidate, Interval, Provenance, Sourced
+from tokenworks.core.words import FIGURES, Candidate, EnergyLine, Interval, Provenance, Sourced
+from tokenworks.exchange.log.figures import RECORD
+from tokenworks.exchange.log.leaves import Metered
 from tokenworks.exchange.words import Settlement, SiteFacts
 
 View = dict[str, Any]
 
 
-class EnergySum(NamedTuple):
-    """The energy of one receipt, from its estimate or from its records."""
+def energy_view(estimate: EnergyLine | None, records: Sequence[Metered]) -> EnergyLine | None:
+    """The energy of a receipt: the sum of its records once one is of its end, until then the estimate, if any. What no
+    record knows is not known."""
+    if not any(line.ended for _, line, _ in records):
+        return None if estimate is None else msgspec.structs.replace(estimate, ended=False)
+    sums: dict[str, Any] = {}
+    for name in FIGURES:
+        known = [figure for _, line, _ in records if (figure := getattr(line, name)) is not None]
+        sums[name] = sum(known) if known else None
+    return EnergyLine(receipt=records[0].line.receipt, ended=True, **sums)
 
-    energy_mj: int
-    energy_nano: int | None
-    overhead_mj: int
-    overhead_nano: int | None
-    carbon_ug: int | None
-    slice_ns: int
-    device_nano: int | None
-    final: bool
+
+def _record(line: EnergyLine, interval: Interval) -> View:
+    said = {name: getattr(line, name, None) for name in RECORD} | {"site": interval.site}
+    said |= {"start": utc_text(interval.start_ns), "end": utc_text(interval.end_ns)}
+    return _known(**said | {"corrects": interval.corrects or None, "provenance": interval.meter})
 
 
 def _known(**figures: object) -> View:
@@ -39,14 +47,14 @@ def _us(ns: int | None) -> int | None:
     return None if ns is None else ns // NS_PER_US
 
 
-def receipt_view(
-    settled: Settlement, energy: EnergySum | None, intervals: list[Interval], site: SiteFacts | None, *, operator: bool
-) -> View:
-    """Everything about one request, as JSON-ready values."""
-    decision = settled.decision
+def receipt_view(settled: Settlement, records: Sequence[Metered], site: SiteFacts | None, *, operator: bool) -> View:
+    """Everything about one request, as JSON-ready values; ``records`` of its energy in the order of their booking."""
+    decision, energy = settled.decision, energy_view(settled.estimate, records)
+    final = energy is not None and energy.ended
+    intervals = sorted((each.interval for each in records), key=lambda i: (i.start_ns, i.site, -i.corrects))
     return _known(
         id=settled.receipt,
-        status=None if energy is None else "final" if energy.final else "provisional",
+        status=None if energy is None else "final" if final else "provisional",
         at=utc_text(settled.at_ns),
         account=settled.account,
         budget=settled.budget,
@@ -63,16 +71,15 @@ def receipt_view(
         if decision is None
         else _known(
             site=decision.chosen.site,
-            entity=site.entity if site else None,
-            place=site.place if site else None,
-            jurisdiction=site.jurisdiction if site else None,
+            **{name: getattr(site, name, None) for name in ("entity", "place", "jurisdiction")},
         ),
-        lines=_lines(settled, energy, intervals, site, operator=operator),
+        lines=_lines(settled, energy, intervals if final else [], site, operator=operator),
+        records=[_record(*each[1:]) for each in records] if final and any(i.corrects for i in intervals) else None,
     )
 
 
 def _lines(
-    settled: Settlement, energy: EnergySum | None, intervals: list[Interval], site: SiteFacts | None, *, operator: bool
+    settled: Settlement, energy: EnergyLine | None, intervals: list[Interval], site: SiteFacts | None, *, operator: bool
 ) -> list[View]:
     facts = site.facts if site else {}
     cost = operator
@@ -86,9 +93,10 @@ def _lines(
                 energy_mj=energy.energy_mj,
                 money_nano=energy.energy_nano if cost else None,
                 carbon_ug=energy.carbon_ug,
+                market_ug=energy.market_ug,
                 mix_permille=mix or None,
                 provenance=metered,
-                basis=_basis(facts, "energy"),
+                basis=facts["energy"].source if "energy" in facts else None,
                 price=_sourced(facts.get("price"), "nano_per_kwh") if cost else None,
                 carbon=_sourced(facts.get("carbon"), "ug_per_kwh"),
             ),
@@ -96,6 +104,7 @@ def _lines(
                 layer="site",
                 site=settled.decision.chosen.site if settled.decision else None,
                 overhead_mj=energy.overhead_mj,
+                water_ul=energy.water_ul,
                 money_nano=energy.overhead_nano if cost else None,
                 provenance=Provenance.MODELLED,
                 overhead=_sourced(facts.get("overhead"), "permille"),
@@ -104,6 +113,7 @@ def _lines(
                 layer="device",
                 slice=settled.work.slice if settled.work else None,
                 slice_us=_us(energy.slice_ns),
+                embodied_ug=energy.embodied_ug,
                 money_nano=energy.device_nano if cost else None,
                 provenance=Provenance.MODELLED,
                 cost=_sourced(facts.get("device_cost"), "nano_per_hour") if cost else None,
@@ -173,8 +183,3 @@ def _sourced(fact: Sourced | None, unit: str) -> View | None:
     return _known(
         **{unit: fact.value}, provenance=fact.provenance, source=fact.source, error_permille=fact.error_permille
     )
-
-
-def _basis(facts: dict[str, Sourced], name: str) -> str | None:
-    fact = facts.get(name)
-    return fact.source if fact else None

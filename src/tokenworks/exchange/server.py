@@ -15,14 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from tokenworks.core.clock import Clock, WallClock
 from tokenworks.core.errors import BadRequest, DataDirError, TokenworksError
 from tokenworks.core.units import NS_PER_S
 from tokenworks.exchange import offices
 from tokenworks.exchange.service import LedgerService
-from tokenworks.exchange.wire import Answer, Call, News, Refusal, pack, read_message, socket_address
+from tokenworks.exchange.wire import LINE_BYTES_MAX, Answer, Call, News, Refusal, pack, read_message, socket_address
 
 log = logging.getLogger(__name__)
 POLL_S = 0.02
@@ -49,7 +47,7 @@ class LedgerServer:
         """Run until the event is set. Failing to keep the books ends the process: it restarts from the journals."""
         self._path.unlink(missing_ok=True)
         with socket_address(self._path) as address:
-            server = await asyncio.start_unix_server(self._connected, address)
+            server = await asyncio.start_unix_server(self._connected, address, limit=LINE_BYTES_MAX)
         self._path.chmod(0o600)
         tailing = asyncio.create_task(self._tail(until))
         try:
@@ -122,7 +120,7 @@ class LedgerServer:
                 self._tell()  # hello may have returned a dead gateway's holds: the others hear of it now
                 self._gateways.add(writer)
             else:
-                result = offices.answer(self._service, self._clock, call.method, call.params)
+                result = offices.answer(self._service, call.method, call.params)
         except TokenworksError as error:
             return Refusal(call.number, error.code, error.message, error.hint, error.param)
         except TypeError as error:
@@ -131,7 +129,7 @@ class LedgerServer:
             # One question must not end the link of all gateways; what went wrong is in the log, not in the answer.
             log.exception("office %s failed", call.method)
             return Refusal(call.number, TokenworksError.code, f"the ledger could not answer {call.method}", None)
-        return Answer(call.number, msgspec.to_builtins(result, builtin_types=(bytes,)))
+        return Answer(call.number, result)
 
 
 async def _main(data: Path, store: str | None = None, keep_bytes: str = str(KEEP_BYTES)) -> None:

@@ -27,6 +27,7 @@ from tokenworks.exchange.ledger import apply
 from tokenworks.exchange.log.keeper import LogKeeper
 from tokenworks.exchange.state import CLOSED, ENDED, LIVE, Source
 from tokenworks.exchange.store import open_store
+from tokenworks.exchange.store.fits import refuse_unstorable
 from tokenworks.exchange.store.log_tables import LogTables
 from tokenworks.exchange.words import (
     AnyCommand,
@@ -63,7 +64,7 @@ class LedgerService:
     """
 
     def __init__(self, data: Path, clock: Clock, store: str | None = None) -> None:
-        self._data, self._clock = data, clock
+        self._data, self.clock = data, clock
         self.journals = Journals(data)
         self._log: LogKeeper | None = None
         with ExitStack() as undo:
@@ -104,7 +105,7 @@ class LedgerService:
         note = self.log.checkpoint()
         if note is not None:
             with self.store.transaction():
-                values = {"size": self.log.size, "at_ns": self._clock.now_ns(), "note": note}
+                values = {"size": self.log.size, "at_ns": self.clock.now_ns(), "note": note}
                 self.store.write("save_checkpoint", [values])
 
     def close(self) -> None:
@@ -240,6 +241,7 @@ class LedgerService:
         for command in commands:
             if isinstance(command, PlaceHold | Settle):
                 raise LedgerRefused("holds and settlements come from a gateway's journal")
+            refuse_unstorable(command)
             apply(rehearsal, command)
         self._append(*commands)
         self.directory_version += 1
@@ -275,7 +277,7 @@ class LedgerService:
         if epoch is not None:
             if self._sources.get((writer, epoch), (START, CLOSED))[1] != LIVE:
                 raise LedgerRefused(f"epoch {epoch} of {writer} has ended", hint="restart this gateway")
-            self._heard_ns[writer, epoch] = self._clock.now_ns()
+            self._heard_ns[writer, epoch] = self.clock.now_ns()
             return epoch
         for name, (_, standing) in sorted(self._sources.items()):
             over = CLOSED if lives_since is None or name[1] < lives_since else ENDED
@@ -285,7 +287,7 @@ class LedgerService:
         with self.store.transaction():
             self.store.save_position(writer, new, START, LIVE)
         self._sources[writer, new] = (START, LIVE)
-        self._heard_ns[writer, new] = self._clock.now_ns()
+        self._heard_ns[writer, new] = self.clock.now_ns()
         return new
 
     def end_epoch(self, source: Source, reason: str, standing: int) -> None:
@@ -295,14 +297,14 @@ class LedgerService:
         """
         if not self.journals.make_safe(source, self._position(source).segment, dead=standing == CLOSED):
             standing = ENDED
-        now_ns, open_holds = self._clock.now_ns(), self.store.holds_of(*source)
+        now_ns, open_holds = self.clock.now_ns(), self.store.holds_of(*source)
         voids = [Void(receipt=receipt, reason=reason, at_ns=now_ns) for receipt in open_holds]
         end = EndEpoch(writer=source[0], epoch=source[1], reason=reason, at_ns=now_ns, closed=standing == CLOSED)
         self._append(*voids, end)
 
     def reclaim(self) -> None:
         """End the epochs of gateways that have been silent for longer than their leases hold, and a bound."""
-        now_ns = self._clock.now_ns()
+        now_ns = self.clock.now_ns()
         for source, (_, standing) in list(self._sources.items()):
             if standing == LIVE and source[0] != WRITER:
                 heard_ns = self._heard_ns.setdefault(source, now_ns)
@@ -317,7 +319,7 @@ class LedgerService:
         that has ended: the gateway must say hello again.
         """
         self.advance()  # what is not applied yet is out on leases: it makes nothing free
-        source, now_ns = (writer, epoch), self._clock.now_ns()
+        source, now_ns = (writer, epoch), self.clock.now_ns()
         if self._sources.get(source, (START, CLOSED))[1] != LIVE:
             raise LedgerRefused(f"epoch {epoch} of {writer} has ended", hint="say hello again")
         self._heard_ns[source] = now_ns
@@ -360,7 +362,7 @@ class LedgerService:
 
     def directory(self) -> Directory:
         """What a gateway must know."""
-        now_ns = self._clock.now_ns()
+        now_ns = self.clock.now_ns()
         grants = [
             grant
             for grant in self.state.grants.values()

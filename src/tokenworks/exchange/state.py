@@ -88,6 +88,10 @@ class State:
     holds: dict[str, PlaceHold] = field(default_factory=dict)
     sites: dict[str, SiteFacts] = field(default_factory=dict)
     interval_end_ns: dict[str, int] = field(default_factory=dict)
+    closed: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
+    """The last intervals of each site, by their start: their end, and how often they were corrected."""
+    bills: dict[tuple[str, str], int] = field(default_factory=dict)
+    """What supplies charged beside intervals, by site and what it was for: one a month, charge and event."""
     leases: dict[Source, dict[str, Leased]] = field(default_factory=dict)
     ended: set[Source] = field(default_factory=set)
     """Epochs that may no longer charge anybody."""

@@ -1,12 +1,10 @@
-"""What is said on the ledger's socket: length-prefixed MessagePack over a Unix socket of its owner."""
+"""What is said on the ledger's socket: lines of JSON over a Unix socket of its owner."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
-import socket
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,7 @@ import msgspec
 from tokenworks.core.errors import TokenworksError, Unreachable
 from tokenworks.exchange.words import Directory
 
-FRAME_BYTES_MAX = 64 << 20
-_LENGTH = struct.Struct("<I")
+LINE_BYTES_MAX = 64 << 20
 
 
 class Call(msgspec.Struct, frozen=True, tag=True):
@@ -52,8 +49,8 @@ class News(msgspec.Struct, frozen=True, tag=True):
 
 
 Message = Call | Answer | Refusal | News
-_encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
 class RemoteError(TokenworksError):
@@ -78,40 +75,26 @@ def _known_errors() -> dict[str, type[TokenworksError]]:
 
 
 def pack(message: Message) -> bytes:
-    """One frame."""
-    body = _encoder.encode(message)
-    return _LENGTH.pack(len(body)) + body
+    """One line."""
+    return _encoder.encode(message) + b"\n"
+
+
+def unpack(line: bytes) -> Message | None:
+    """The message of a line; None: the stream ended. Raises Unreachable for a line that is no message."""
+    try:
+        return _decoder.decode(line) if line.endswith(b"\n") else None
+    except msgspec.DecodeError as error:
+        raise Unreachable("the ledger sent a line that is no message", hint="do versions differ?") from error
 
 
 async def read_message(reader: asyncio.StreamReader) -> Message | None:
-    """The next message, or None at the end of the stream. Raises Unreachable for a frame that is no message."""
+    """As ``unpack``, of the next line."""
     try:
-        (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-        if length > FRAME_BYTES_MAX:
-            raise Unreachable("the ledger sent a frame that is too large")
-        return _decoder.decode(await reader.readexactly(length))
-    except (asyncio.IncompleteReadError, ConnectionError):
+        return unpack(await reader.readline())
+    except ConnectionError:
         return None
-    except msgspec.DecodeError as error:
-        raise Unreachable("the ledger sent a frame that is no message", hint="do versions differ?") from error
-
-
-def read_message_blocking(connection: socket.socket) -> Message:
-    """As ``read_message``, for the CLI. Raises Unreachable at the end of the stream."""
-
-    def exactly(count: int) -> bytes:
-        parts = bytearray()
-        while len(parts) < count:
-            part = connection.recv(count - len(parts))
-            if not part:
-                raise Unreachable("the ledger closed the connection")
-            parts += part
-        return bytes(parts)
-
-    (length,) = _LENGTH.unpack(exactly(_LENGTH.size))
-    if length > FRAME_BYTES_MAX:
-        raise Unreachable("the ledger sent a frame that is too large")
-    return _decoder.decode(exactly(length))
+    except ValueError:
+        raise Unreachable("the ledger sent a line that is too long") from None
 
 
 @contextlib.contextmanager

@@ -289,6 +289,20 @@ class CloseInterval(Command, frozen=True):
     interval: Interval
 
 
+class BillPower(Command, frozen=True):
+    """What a supply charges a site beside its intervals, all so far: a month's peak, or an event that is over. Said
+    again with another sum, the difference is booked."""
+
+    site: str
+    supply: str
+    part: Literal["demand", "events"]
+    what: str
+    """Names it, once at its site."""
+    nano: int
+    """Negative: the supply pays."""
+    at_ns: int
+
+
 class DescribeSite(Command, frozen=True):
     """New facts about a site."""
 
@@ -359,6 +373,7 @@ AnyCommand = (
     | Settle
     | Void
     | CloseInterval
+    | BillPower
     | DescribeSite
     | GiveLease
     | MarkRead

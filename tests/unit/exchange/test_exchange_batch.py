@@ -116,8 +116,8 @@ def test_counted_together_is_counted_one_by_one(script: list[tuple[str, int, int
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[LedgerService]:
     made = LedgerService(tmp_path, CLOCK)
-    offices.answer(made, CLOCK, "account_create", {"account": "acme", "limit_nano": 10**9})
-    offices.answer(made, CLOCK, "budget_set", {"budget": "team", "parent": "acme"})
+    offices.answer(made, "account_create", {"account": "acme", "limit_nano": 10**9})
+    offices.answer(made, "budget_set", {"budget": "team", "parent": "acme"})
     yield made
     made.close()
 
@@ -183,11 +183,11 @@ def test_a_receipt_that_was_changed_is_not_exported(service: LedgerService, tmp_
     """Leaves are made again from receipts; one that is not what went into the tree is told, not proven."""
     journal = gateway(service, tmp_path)
     say(journal, holding("a"), settling("a"))
-    assert "a" in offices.answer(service, CLOCK, "receipt_export", {"receipts": ["a"]})
+    assert "a" in offices.answer(service, "receipt_export", {"receipts": ["a"]})
     changed = encode_command(settling("a", 699).settlement)
     service.store._db.rows("UPDATE receipt SET doc = :doc WHERE id = 'a'", {"doc": changed})
     with pytest.raises(LogForked, match="leaf 0"):
-        offices.answer(service, CLOCK, "receipt_export", {"receipts": ["a"]})
+        offices.answer(service, "receipt_export", {"receipts": ["a"]})
     journal.close()
 
 

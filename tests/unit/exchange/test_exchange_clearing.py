@@ -36,7 +36,7 @@ class Grid:
             self.ask("account_create", account=account, home=home)
 
     def ask(self, method: str, **params: Any) -> Any:
-        return msgspec.to_builtins(offices.answer(self.service, self.clock, method, params))
+        return msgspec.to_builtins(offices.answer(self.service, method, params))
 
     def serve(self, receipt: str, account: str, entity: str, nano: int, at_ns: int) -> None:
         figures: dict[str, Any] = {"ustu": 10, "nano": nano, "entity": entity, "at_ns": at_ns}

@@ -35,7 +35,7 @@ def service(tmp_path: Path) -> Iterator[LedgerService]:
 
 
 def ask(service: LedgerService, method: str, **params: Any) -> Any:
-    return offices.answer(service, CLOCK, method, params)
+    return offices.answer(service, method, params)
 
 
 def for_leaf(service: LedgerService, leaf: str) -> list[str]:

@@ -12,12 +12,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.support.exchange import budgeting, energy_line, holding, interval, opening, settlement
 
 from tokenworks.core.errors import LedgerRefused
-from tokenworks.core.words import Interval, ServiceLine
+from tokenworks.core.words import CORRECTABLE, Interval, ServiceLine
 from tokenworks.exchange.ledger import apply, as_booked
 from tokenworks.exchange.state import BOOKS, DEPTH_MAX, LEDGER, Entry, Source, State
 from tokenworks.exchange.words import (
     AddKey,
     AnyCommand,
+    BillPower,
     Budget,
     Burn,
     CloseInterval,
@@ -766,6 +767,59 @@ def test_an_interval_that_does_not_close_is_refused() -> None:
     assert "money" in refused(state, CloseInterval(interval=Interval(**fields))).message
     apply(state, closing("t", 0, 10, (1, 0, 0, 0, 0), priced=False))
     assert state.interval_end_ns == {"s": 10, "t": 10}
+
+
+def test_a_correction_is_booked_once_and_in_order() -> None:
+    """The next number of a time that can still be corrected, with differences that close; the entries add up."""
+    state, replaced = State(), msgspec.structs.replace
+    for start_ns in range(0, 10 * CORRECTABLE, 10):
+        apply(state, closing("s", start_ns, start_ns + 10, (5, 4, 3, 2, 1), priced=True))
+    first = closing("s", 0, 10, (7, -4, -3, 0, 0), priced=True).interval
+    before = dict(state.balances)
+    for wrong in (
+        {"corrects": 2},
+        {"corrects": -1},
+        {"corrects": 1, "end_ns": 9},
+        {"corrects": 1, "start_ns": 1},
+        {"corrects": 1, "site": "t"},
+        {"corrects": 1, "meter_mj": 1},
+        {},
+    ):
+        refused(state, CloseInterval(interval=replaced(first, **wrong)))
+    correction = CloseInterval(interval=replaced(first, corrects=1))
+    apply(state, correction)
+    moved = {key: amount - before.get(key, 0) for key, amount in state.balances.items() if amount != before.get(key)}
+    assert moved == {
+        ("energy", "requests/s"): 7, ("energy", "idle/s"): -4, ("energy", "service/s"): -3,
+        ("money", "cost/energy/requests"): 70, ("money", "cost/energy/idle"): -40,
+        ("money", "cost/energy/service"): -30, ("money", "cost/device/requests"): 21,
+        ("money", "cost/device/idle"): -12, ("money", "depreciation/s"): -9,
+    }  # fmt: skip
+    refused(state, correction)
+    apply(state, CloseInterval(interval=replaced(first, corrects=2)))
+    assert state.interval_end_ns == {"s": 10 * CORRECTABLE}
+    apply(state, closing("s", 10 * CORRECTABLE, 10 * CORRECTABLE + 10, (5, 4, 3, 2, 1), priced=True))
+    assert "correct" in refused(state, CloseInterval(interval=replaced(first, corrects=3))).message
+    assert len(state.closed["s"]) == CORRECTABLE
+
+
+def test_a_bill_is_booked_once_whatever_is_said() -> None:
+    """The sums of what was said last are in the books: said again there is no entry, said otherwise the difference."""
+    state = State()
+
+    def said(what: str, nano: int, site: str = "s") -> list[tuple[str, int]]:
+        part: Any = "events" if what.startswith("event") else "demand"
+        bill = BillPower(site=site, supply="grid", part=part, what=what, nano=nano, at_ns=5)
+        return [(entry.account, entry.amount) for entry in apply(state, bill)]
+
+    assert said("peak", 30) == [("cost/energy/demand", 30), ("payable/power/grid", -30)]
+    assert said("peak", 30) == []
+    assert said("peak", 45) == [("cost/energy/demand", 15), ("payable/power/grid", -15)]
+    assert said("event e", -20) == [("cost/energy/events", -20), ("payable/power/grid", 20)]
+    assert said("event e", 0) == [("cost/energy/events", 20), ("payable/power/grid", -20)]
+    assert said("peak", 1, site="t") == [("cost/energy/demand", 1), ("payable/power/grid", -1)]
+    assert state.bills == {("s", "peak"): 45, ("s", "event e"): 0, ("t", "peak"): 1}
+    assert state.balances["money", "payable/power/grid"] == -46
 
 
 def test_a_key_is_revoked_once_and_stays_so() -> None:

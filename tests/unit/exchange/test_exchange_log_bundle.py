@@ -23,11 +23,11 @@ from tokenworks.core.words import Candidate, Decision, Delivery, EnergyLine, Int
 from tokenworks.exchange.log import plain
 from tokenworks.exchange.log.bundle import Bundle, audit, parse, parse_proof, proof_text, verify_bundle
 from tokenworks.exchange.log.checkpoint import BadVerifier, new_key, sign
-from tokenworks.exchange.log.leaves import Identity, Settled, Totals, canonical, energy_leaf, settlement_leaf
+from tokenworks.exchange.log.leaves import Identity, Metered, Settled, Totals, canonical, energy_leaf, settlement_leaf
 from tokenworks.exchange.log.merkle import consistency_proof
 from tokenworks.exchange.log.plain import BadBundle
 from tokenworks.exchange.log.writer import LogForked, LogWriter, NotInCheckpoint, export, refuse_fork
-from tokenworks.exchange.receipt import EnergySum, receipt_view
+from tokenworks.exchange.receipt import receipt_view
 from tokenworks.exchange.words import Settlement, SiteFacts
 
 NAME = "tokens.example.org/log"
@@ -69,12 +69,12 @@ def settled(n: int, account: str = "acme", *, decided: bool = True, **changes: A
     return Settlement(**(fields | changes))
 
 
-def interval(start_ns: int, *lines: EnergyLine) -> Interval:
-    figures = {"end_ns": start_ns + 60, "meter_mj": 0, "meter": Provenance.MEASURED}
+def interval(start_ns: int, *lines: EnergyLine, corrects: int = 0) -> Interval:
+    figures = {"end_ns": start_ns + 60, "meter_mj": 0, "meter": Provenance.MEASURED, "corrects": corrects}
     return support.interval("home", start_ns, lines, **figures)
 
 
-def line(receipt: str, mj: int, *, ended: bool, carbon: int | None = 7) -> EnergyLine:
+def line(receipt: str, mj: int, *, ended: bool, carbon: int | None = 7, water_ul: int | None = None) -> EnergyLine:
     return EnergyLine(
         receipt=receipt,
         energy_mj=mj,
@@ -84,25 +84,14 @@ def line(receipt: str, mj: int, *, ended: bool, carbon: int | None = 7) -> Energ
         carbon_ug=carbon,
         slice_ns=mj * 1_700,
         device_nano=1,
+        water_ul=water_ul,
         ended=ended,
     )
 
 
 def view_of(settlement: Settlement, intervals: list[Interval]) -> dict[str, Any]:
-    lines = [each for i in intervals for each in i.requests if each.receipt == settlement.receipt]
-    known = [each.carbon_ug for each in lines if each.carbon_ug is not None]
-    energy = EnergySum(
-        sum(each.energy_mj for each in lines),
-        None,
-        sum(each.overhead_mj for each in lines),
-        None,
-        sum(known) if known else None,
-        sum(each.slice_ns for each in lines),
-        None,
-        final=True,
-    )
-    ended = any(each.ended for each in lines)
-    view = receipt_view(settlement, energy if ended else None, intervals, SITE, operator=False)
+    records = [Metered(0, each, i) for i in intervals for each in i.requests if each.receipt == settlement.receipt]
+    view = receipt_view(settlement, records, SITE, operator=False)
     found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(view))
     return found
 
@@ -121,12 +110,14 @@ class Grid:
         self.intervals = [
             interval(0, line("rcpt_acme_0", 1_001, ended=False), line("rcpt_acme_1", 500, ended=True, carbon=None)),
             interval(60, line("rcpt_acme_0", 77, ended=True)),
+            interval(0, line("rcpt_acme_0", -300, ended=False, water_ul=8), corrects=1),
         ]
         writer.settled(self.settled[0])
         writer.metered(self.intervals[0])
         writer.settled(self.settled[1])
         writer.flush()
-        writer.metered(self.intervals[1])
+        for later in self.intervals[1:]:
+            writer.metered(later)
         writer.settled(self.settled[2])
         writer.flush()
         self.head = writer.checkpoint()
@@ -144,6 +135,10 @@ class Grid:
 
 GRID = Grid()
 TEXT = GRID.bundle()
+
+
+def view_at(bundle: dict[str, Any], which: int = 0) -> Any:
+    return bundle["receipts"][which]["view"]
 
 
 def changed(change: Callable[[dict[str, Any]], object], text: str = TEXT) -> str:
@@ -200,7 +195,7 @@ def test_an_honest_bundle() -> None:
     assert verdict.checkpoint == GRID.head
     assert verdict.checked == (
         f"the checkpoint of {GRID.head.size} leaves is signed by {NAME}",
-        "6 leaves of 3 receipts are in the log under it",
+        "7 leaves of 3 receipts are in the log under it",
         "the figures shown are those of the leaves",
         "the account's running totals follow from the charges",
         "settlements 1 to 3 of the account are all here and sum to 6000003 uSTU and 303 nano-USD",
@@ -254,8 +249,8 @@ def test_a_log_that_miscounts_is_caught() -> None:
         ("account", "other", "the leaf is of another"),
         ("currency", "EUR", "currency is 'EUR'"),
         ("status", "provisional", "status is 'provisional', the leaf says 'final'"),
-        ("energy_mj", 5, "energy_mj is 5, the leaf says 1616"),
-        ("carbon_ug", 13, "carbon_ug is 13, the leaf says 14"),
+        ("energy_mj", 5, "energy_mj is 5, the leaf says 1166"),
+        ("carbon_ug", 13, "carbon_ug is 13, the leaf says 21"),
         ("usage.output", 39, "usage.output is 39"),
         ("usage.image", 1, "the leaf has no such figure"),
         ("model.served", "cheap", "model.served is 'cheap'"),
@@ -287,12 +282,20 @@ def energy_of(found: dict[str, Any], n: int) -> list[Any]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda b: energy_of(b, 0).pop(), "no leaf has the energy record of the request's end"),
-        (lambda b: energy_of(b, 0).pop(0), "energy_mj is 1616, the leaf says 115"),
+        (lambda b: energy_of(b, 0).pop(1), "no leaf has the energy record of the request's end"),
+        (lambda b: energy_of(b, 0).pop(0), "energy_mj is 1166, the leaf says -335"),
+        (lambda b: energy_of(b, 0).pop(), "energy_mj is 1166, the leaf says 1616"),
+        (lambda b: energy_of(b, 0).append(energy_of(b, 0)[2]), "stands twice"),
+        (lambda b: energy_of(b, 0)[2]["leaf"].update(corrects=2), "is not leaf 10 of the log"),
+        (lambda b: view_at(b)["records"][2].update(energy_mj=-3), "records.2.energy_mj is -3, the leaf says -300"),
+        (lambda b: view_at(b)["records"].append({"energy_mj": 1}), "records.3.energy_mj is 1, the leaf has no such"),
+        (lambda b: view_at(b).pop("records"), "records.0.site is 'absent', the leaf says 'home'"),
+        (lambda b: view_at(b)["lines"][1].update(water_ul=9), "lines.site.water_ul is 9, the leaf says 8"),
+        (lambda b: view_at(b)["lines"][2].update(embodied_ug=9), "lines.device.embodied_ug is 9, the leaves do not"),
         (lambda b: energy_of(b, 0).append(energy_of(b, 0)[0]), "stands twice"),
         (lambda b: energy_of(b, 2).append(energy_of(b, 1)[0]), "of another receipt"),
         (lambda b: b["receipts"].append(b["receipts"][0]), "stands twice, or has no number"),
-        (lambda b: b["receipts"][1]["view"].update(carbon_ug=3), "the leaves know no carbon"),
+        (lambda b: b["receipts"][1]["view"].update(carbon_ug=3), "carbon_ug is 3, the leaves do not know it"),
         (lambda b: b["receipts"][2]["view"].update(status="final"), "no leaf has the energy record"),
         (lambda b: b["receipts"][0]["settlement"].update(position=4), None),
         (lambda b: b["receipts"][0]["settlement"].update(index=4), "is not leaf 4 of the log"),

@@ -170,7 +170,7 @@ def test_a_key_speaks_only_for_the_log_of_its_name() -> None:
 
 def test_rotation_and_witnesses() -> None:
     """Signed by old and new key, a checkpoint satisfies holders of either; a stranger's line changes nothing."""
-    both = sign(HEAD, key(1), key(2))
+    both = sign(HEAD, key(1)) + sign(HEAD, key(2)).rpartition("\n\n")[2]
     assert parse_and_verify(both, key(1).verifier()) == parse_and_verify(both, key(2).verifier()) == HEAD
     stranger = f"\u2014 witness.example {base64.b64encode(bytes(100)).decode()}\n"
     assert parse_and_verify(NOTE + stranger * 16, VERIFIER) == HEAD

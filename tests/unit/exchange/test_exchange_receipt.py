@@ -9,17 +9,19 @@ from hypothesis import strategies as st
 from tests.support import exchange as support
 
 from tokenworks.core.words import (
+    FIGURES,
     LAYERS,
     Candidate,
     Decision,
     Delivery,
-    Interval,
+    EnergyLine,
     Provenance,
     Sourced,
     Usage,
     Work,
 )
-from tokenworks.exchange.receipt import EnergySum, receipt_view
+from tokenworks.exchange.log.leaves import Metered
+from tokenworks.exchange.receipt import receipt_view
 from tokenworks.exchange.words import Settlement, SiteFacts
 
 
@@ -68,7 +70,8 @@ SETTLED = Settlement(
     arrived_ns=0,
     at_ns=0,
 )
-ENERGY = EnergySum(
+ENERGY = EnergyLine(
+    receipt="rcpt_1",
     energy_mj=1_000,
     energy_nano=77,
     overhead_mj=500,
@@ -76,7 +79,8 @@ ENERGY = EnergySum(
     carbon_ug=11,
     slice_ns=2_000_000_000,
     device_nano=44,
-    final=True,
+    water_ul=55,
+    ended=True,
 )
 INTERVAL = support.interval("home", 0, end_ns=1, meter=Provenance.MEASURED, mix_permille={"wind": 1_000})
 SITE = SiteFacts(
@@ -93,18 +97,23 @@ SITE = SiteFacts(
     },
     mix_permille={"coal": 1_000},
 )
+KNOWN = ("energy_mj", "overhead_mj", "slice_ns")
+"""Figures that are never unknown."""
 COST_WORDS = ("money_nano", "price", "cost", "chosen", "alternatives", "refused", "replica", "operator_loss_nano")
 
 
 def view(
     settled: Settlement = SETTLED,
-    energy: EnergySum | None = ENERGY,
-    intervals: tuple[Interval, ...] = (INTERVAL,),
+    energy: EnergyLine | None = ENERGY,
     site: SiteFacts | None = SITE,
     *,
     operator: bool = False,
+    metered: bool = True,
 ) -> dict[str, Any]:
-    return receipt_view(settled, energy, [*intervals], site, operator=operator)
+    """Not ``metered``: the energy is an estimate."""
+    if metered and energy is not None:
+        return receipt_view(settled, [Metered(7, energy, INTERVAL)], site, operator=operator)
+    return receipt_view(msgspec.structs.replace(settled, estimate=energy), [], site, operator=operator)
 
 
 def layers(receipt: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -181,10 +190,13 @@ def test_the_customer_is_shown_what_it_was_charged() -> None:
 def test_energy_is_provisional_until_its_record_is_final() -> None:
     """An estimate is never dressed as a record, and a request without either has no status at all."""
     assert view()["status"] == "final"
-    assert view(energy=ENERGY._replace(final=False), intervals=())["status"] == "provisional"
-    assert layers(view(energy=ENERGY._replace(final=False), intervals=()))["power"]["provenance"] == "modelled"
+    assert view(metered=False)["status"] == "provisional"
+    assert layers(view(metered=False))["power"]["provenance"] == "modelled"
+    going = Metered(7, msgspec.structs.replace(ENERGY, energy_mj=1, ended=False), INTERVAL)
+    estimated = receipt_view(replace(estimate=ENERGY), [going], SITE, operator=False)
+    assert estimated == view(metered=False), "a part of a record is no record, and its meter measured no estimate"
     assert layers(view())["power"]["provenance"] == "measured"
-    none = view(energy=None, intervals=())
+    none = view(energy=None)
     assert not {"status", "energy_mj", "carbon_ug"} & {*none}
     assert tuple(layers(none)) == LAYERS[3:]
 
@@ -192,20 +204,49 @@ def test_energy_is_provisional_until_its_record_is_final() -> None:
 def test_the_mix_is_the_intervals_or_else_the_sites() -> None:
     """Where the energy came from is as recorded; before the record, as the site's facts say; else absent."""
     assert layers(view())["power"]["mix_permille"] == {"wind": 1_000}
-    assert layers(view(intervals=()))["power"]["mix_permille"] == {"coal": 1_000}
-    assert "mix_permille" not in layers(view(intervals=(), site=None))["power"]
+    assert layers(view(metered=False))["power"]["mix_permille"] == {"coal": 1_000}
+    assert "mix_permille" not in layers(view(metered=False, site=None))["power"]
+
+
+def test_corrections_are_shown_beside_what_they_correct() -> None:
+    """First, corrections and their sum; where the energy came from is as it was known last. What nobody knows of
+    water, contracts and hardware is absent, also from the sum; without a correction there is no list."""
+    late = support.interval("home", 0, end_ns=1, meter=Provenance.METERED, corrects=1, mix_permille={"sun": 1_000})
+    more = EnergyLine(
+        receipt="rcpt_1", energy_mj=-400, energy_nano=-7, overhead_mj=5, overhead_nano=None, carbon_ug=None,
+        slice_ns=0, device_nano=0, market_ug=8, ended=False,
+    )  # fmt: skip
+    receipt = receipt_view(SETTLED, [Metered(7, ENERGY, INTERVAL), Metered(9, more, late)], SITE, operator=True)
+    seen = layers(receipt)
+    assert (receipt["status"], receipt["energy_mj"], receipt["carbon_ug"]) == ("final", 1_105, 11)
+    assert (seen["power"]["money_nano"], seen["power"]["market_ug"], seen["power"]["provenance"]) == (70, 8, late.meter)
+    assert (seen["site"]["water_ul"], seen["power"]["mix_permille"]) == (55, {"sun": 1_000})
+    assert "embodied_ug" not in seen["device"]
+    at = {"site": "home", "start": "1970-01-01T00:00:00.000Z", "end": "1970-01-01T00:00:00.000Z"}
+    first, second = receipt["records"]
+    assert first == at | {
+        "energy_mj": 1_000, "overhead_mj": 500, "slice_ns": 2_000_000_000, "carbon_ug": 11, "water_ul": 55,
+        "provenance": "measured",
+    }  # fmt: skip
+    assert second == at | {
+        "corrects": 1, "energy_mj": -400, "overhead_mj": 5, "slice_ns": 0, "market_ug": 8,
+        "provenance": "metered by engine",
+    }  # fmt: skip
+    assert "records" not in view()
 
 
 @pytest.mark.parametrize("operator", [True, False])
 def test_what_is_unknown_is_absent(operator: bool) -> None:
     """No site facts, no timing, no cost: the words are not there, neither empty nor as a zero."""
-    unknown = ENERGY._replace(energy_nano=None, overhead_nano=None, carbon_ug=None, device_nano=None)
+    unknown = msgspec.structs.replace(
+        ENERGY, energy_nano=None, overhead_nano=None, carbon_ug=None, device_nano=None, water_ul=None
+    )
     bare = replace(delivery=Delivery(ending="client_gone", chunks=0), work=None, decision=None, loss_nano=0)
-    receipt = view(bare, unknown, (), None, operator=operator)
+    receipt = view(bare, unknown, None, operator=operator, metered=False)
     seen = layers(receipt)
     assert not {"ran_at", "carbon_ug"} & {*receipt}
     assert not {"money_nano", "carbon_ug", "price", "carbon", "basis"} & {*seen["power"]}
-    assert not {"site", "overhead", "money_nano"} & {*seen["site"]}
+    assert not {"site", "overhead", "money_nano", "water_ul"} & {*seen["site"]}
     assert not {"slice", "cost", "money_nano"} & {*seen["device"]}
     assert not {"queued_ms", "prefill_ms", "decode_ms", "replica"} & {*seen["engine"]}
     assert not {"chosen", "decide_us", "alternatives", "refused"} & {*seen["brain"]}
@@ -214,28 +255,27 @@ def test_what_is_unknown_is_absent(operator: bool) -> None:
 
 
 @given(
-    st.builds(
-        EnergySum,
-        *[st.integers(0, 9), st.none() | st.integers(0, 9), st.integers(0, 9), st.none() | st.integers(0, 9)],
-        *[st.none() | st.integers(0, 9), st.integers(0, 9), st.none() | st.integers(0, 9), st.booleans()],
+    st.fixed_dictionaries(
+        {name: st.integers(0, 9) | (st.nothing() if name in KNOWN else st.none()) for name in FIGURES}
     )
     | st.none(),
-    st.sampled_from([(INTERVAL,), ()]),
+    st.booleans(),
     st.sampled_from([SITE, None]),
     st.sampled_from([SETTLED.decision, None]),
     st.sampled_from([SETTLED.work, None]),
     st.booleans(),
 )
 def test_any_receipt_is_json_without_a_null(
-    energy: EnergySum | None,
-    intervals: tuple[Interval, ...],
+    figures: dict[str, Any] | None,
+    metered: bool,
     site: SiteFacts | None,
     decision: Decision | None,
     work: Work | None,
     operator: bool,
 ) -> None:
     """Whatever is known and unknown, the view is JSON-ready and holds no None; a known zero is shown as a zero."""
-    receipt = view(replace(decision=decision, work=work), energy, intervals, site, operator=operator)
+    energy = None if figures is None else EnergyLine(receipt="rcpt_1", ended=True, **figures)
+    receipt = view(replace(decision=decision, work=work), energy, site, operator=operator, metered=metered)
     assert b"null" not in msgspec.json.encode(receipt)
     if energy is not None:
         assert receipt["energy_mj"] == energy.energy_mj + energy.overhead_mj

@@ -52,7 +52,7 @@ class Ledger:
         self.service = LedgerService(self.data, self.clock)
 
     def open_account(self, name: str) -> None:
-        offices.answer(self.service, self.clock, "account_create", {"account": name, "limit_nano": 10**9})
+        offices.answer(self.service, "account_create", {"account": name, "limit_nano": 10**9})
 
 
 @pytest.fixture

@@ -24,12 +24,14 @@ from tokenworks.exchange import offices
 from tokenworks.exchange import service as module
 from tokenworks.exchange.desk import LEASE_S
 from tokenworks.exchange.journal import Journal, journal_folder
+from tokenworks.exchange.log.bundle import verify_bundle
 from tokenworks.exchange.service import BOUND_S, LedgerService
 from tokenworks.exchange.store.migrate import migrations
 from tokenworks.exchange.store.sqlite import SqliteDatabase
 from tokenworks.exchange.words import (
     Account,
     AnyCommand,
+    BillPower,
     Budget,
     Burn,
     CloseInterval,
@@ -60,7 +62,7 @@ def service(data: Path) -> Iterator[LedgerService]:
 
 
 def answer(service: LedgerService, method: str, **params: Any) -> Any:
-    return offices.answer(service, CLOCK, method, params)
+    return offices.answer(service, method, params)
 
 
 def open_books(service: LedgerService) -> None:
@@ -129,6 +131,20 @@ def interval(start_ns: int, *receipts: str, ended: bool = True) -> CloseInterval
             idle_device_nano=4,
         )
     )
+
+
+def correcting(start_ns: int, corrects: int, receipt: str) -> CloseInterval:
+    """A receipt that was forgotten gets a part of the idle energy, and the meter is one millijoule higher."""
+    first = interval(start_ns, receipt).interval
+    some = {"idle_mj": -9, "idle_nano": -2, "overhead_mj": 0, "overhead_nano": 0, "idle_device_nano": -7}
+    [line] = first.requests
+    line = msgspec.structs.replace(line, water_ul=5, market_ug=8)
+    total = {"meter_mj": 1, "bill_nano": 0, "water_ul": 5, "market_ug": 8}
+    return CloseInterval(interval=msgspec.structs.replace(first, requests=(line,), corrects=corrects, **some, **total))
+
+
+def billing(nano: int) -> BillPower:
+    return BillPower(site="home", supply="grid", part="demand", what="peak 2023-11", nano=nano, at_ns=9)
 
 
 def traffic() -> list[AnyCommand]:
@@ -511,6 +527,37 @@ def test_unmetered_work_is_told_until_an_interval_takes_it(data: Path, service: 
     assert service.unmetered() == []
 
 
+def test_a_late_work_is_on_its_receipt_and_in_all_sums(data: Path, service: LedgerService) -> None:
+    """After a correction: receipt, bundle, trial balance and cake say the same, first and correction together."""
+    open_books(service)
+    names = ("rcpt_a", "rcpt_b")
+    settled = [command for name in names for command in (holding(name), settling(name))]
+    journal = write(data, [*settled, interval(0, "rcpt_a")], service.hello(GATEWAY, None))
+    service.catch_up()
+    assert [work.receipt for work in service.unmetered()] == ["rcpt_b"]
+    before = answer(service, "receipt_export", receipts=["rcpt_a"])
+    for command in (correcting(0, 1, "rcpt_b"), correcting(0, 2, "rcpt_a"), correcting(0, 2, "rcpt_a")):
+        journal.append(encode_command(command))
+    journal.close()
+    assert red(service) == {"no record was left out"}, "what came twice"
+    assert service.unmetered() == []
+    late = answer(service, "receipt", receipt="rcpt_b", account="acme", operator=True)
+    assert (late["status"], late["energy_mj"], [r["corrects"] for r in late["records"]]) == ("final", 11, [1])
+    both = answer(service, "receipt", receipt="rcpt_a", account="acme", operator=False)
+    assert (both["status"], both["energy_mj"], len(both["records"])) == ("final", 22, 2)
+    assert [(line.get("market_ug"), line.get("water_ul")) for line in both["lines"][:2]] == [(8, None), (None, 5)]
+    for bundle in (before, answer(service, "receipt_export", receipts=[*names])):
+        verdict = verify_bundle(bundle)
+        assert verdict.ok, verdict.wrong
+        assert not any("energy" in path or "water" in path or "records" in path for path in verdict.unproven)
+    books, cake = answer(service, "books"), answer(service, "cake")
+    assert (books["intervals"], books["corrections"], books["receipts_without_energy_record"]) == (1, 2, 0)
+    unknown = {"carbon_ug": None, "idle_embodied_ug": None, "embodied_ug": None}
+    assert books["beside"] == {"market_ug": 16, "water_ul": 10} | unknown
+    assert (cake["meter_mj"], cake["layers"]["power"]["mj"], cake["layers"]["idle"]["mj"]) == (20, 30, -13)
+    assert (cake["span_ns"], cake["water_ul"], cake["market_ug"], cake["embodied_ug"]) == (60, 10, 16, None)
+
+
 def test_the_offices_refuse_with_the_nearest_name(service: LedgerService) -> None:
     """What a person mistypes is answered with what exists, and names that would not be ids are refused."""
     open_books(service)
@@ -564,7 +611,7 @@ class Fleet:
         self.epochs: dict[str, int] = {}
 
     def ask(self, method: str, **params: Any) -> Any:
-        return offices.answer(self.service, self.clock, method, params)
+        return offices.answer(self.service, method, params)
 
     def hello(self, writer: str) -> int:
         """A gateway starts anew; its old journal stays open, so that it can still write too late."""
@@ -645,7 +692,7 @@ def history(fleet: Fleet) -> None:
     fleet.spend("b", "b2", burn=31)
     fleet.spend("a", "a2")
     fleet.ask("grant_sell", account="acme", package="p", grant="g2")
-    fleet.write("a", fleet.settle("nobody_held_it"), fleet.hold("a3"), interval(0, "a1", "b1"))
+    fleet.write("a", fleet.settle("nobody_held_it"), fleet.hold("a3"), interval(0, "a1", "b1"), correcting(0, 1, "a2"))
     fleet.journal("a").append(b"\x93nonsense")
     fleet.write("b", fleet.hold("b3"), fleet.hold("b4", burn=20))
     fleet.ask("grant_refund", grant="g2", refund_nano=5)
@@ -654,7 +701,17 @@ def history(fleet: Fleet) -> None:
     fleet.lease("a", {"n:acme": 3_000, "g:g1": 100})
     fleet.spend("a", "a4", burn=13)
     fleet.fall_silent("a")  # ends b: b3 and b4 return
-    fleet.write("b", fleet.settle("b3"), fleet.hold("b5"), fleet.settle("b5"), interval(60, "b2"))
+    fleet.write(
+        "b",
+        fleet.settle("b3"),
+        fleet.hold("b5"),
+        fleet.settle("b5"),
+        interval(60, "b2"),
+        correcting(0, 2, "a1"),
+        billing(40),
+        billing(70),
+        billing(70),
+    )
     fleet.ask("budget_set", budget="acme", limit_nano=500_000)
     fleet.spend("a", "a5")
     fleet.write("b", fleet.settle("b4", burn=20))
@@ -689,6 +746,8 @@ def test_everything_that_happened_is_in_the_books(fleet: Fleet) -> None:
     assert red(fleet.service) == {"no record was left out"}
     books = fleet.ask("books")
     assert books["loss_account_nano"] == 3 * 700
+    assert books["books"]["money"]["accounts"]["cost/energy/demand"] == 70
+    assert books["power_bills"] == [{"site": "home", "what": "peak 2023-11", "nano": 70}]
     assert [*fleet.service.state.holds] == ["b6"]
     assert fleet.service.state.grants["g1"].used_ustu == 50 + 7 + 31 + 13
     late = fleet.ask("receipt", receipt="b4", account="acme", operator=True)

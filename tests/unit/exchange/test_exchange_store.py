@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.support import exchange as support
 from tests.support.exchange import energy_line, interval, work
@@ -23,6 +24,7 @@ from tokenworks.exchange.words import (
     Account,
     AddKey,
     AnyCommand,
+    BillPower,
     Budget,
     CloseInterval,
     DescribeSite,
@@ -70,6 +72,10 @@ def closing(start_ns: int, *lines: EnergyLine) -> CloseInterval:
     return CloseInterval(interval=interval("home", start_ns, lines, meter_mj=30, carbon_ug=4))
 
 
+def billing(what: str, nano: int = 3) -> BillPower:
+    return BillPower(site="home", supply="grid", part="demand", what=what, nano=nano, at_ns=1)
+
+
 def holding(receipt: str, nano: int = 9) -> PlaceHold:
     return PlaceHold(receipt=receipt, budget="team", ustu=5, nano=nano, at_ns=1)
 
@@ -99,12 +105,14 @@ def test_what_is_saved_is_loaded(store: Store) -> None:
         holds={"a": holding("a")},
         sites={"home": facts[1]},
         interval_end_ns={"home": 30},
+        bills={("home", "peak"): -7},
+        closed={"home": {0: (10, 0), 20: (30, 0)}},
         balances={("money", "customer/acme"): 2**62, ("money", "revenue/tokens"): -(2**62)},
     )
     commands: list[AnyCommand] = [OpenAccount(account=account), AddKey(key=KEY), holding("a")]
     sites = [DescribeSite(facts=fact, at_ns=at_ns) for fact, at_ns in ((facts[1], 9), (facts[0], 3))]
     with store.transaction():
-        for command in [*commands, *sites, closing(20), closing(0)]:
+        for command in [*commands, *sites, closing(20), closing(0), billing("peak", 9), billing("peak", -7)]:
             store.save_command(state, command)
         store.save_holds(state, ["a"], "gateway", 1)
         store.save_figures(state, set(state.balances), {"team"})
@@ -158,7 +166,7 @@ def test_holds_come_and_go_within_a_batch_and_across(store: Store) -> None:
     state.holds = {}
     with store.transaction():
         store.save_holds(state, [], "gateway", 1)
-    assert store.rows("counts") == [(0, 0, 0, 0)]
+    assert store.rows("counts") == [(0, 0, 0, 0, 0)]
 
 
 def test_receipts_and_their_energy_meet_in_any_order(store: Store) -> None:
@@ -168,8 +176,10 @@ def test_receipts_and_their_energy_meet_in_any_order(store: Store) -> None:
     save(store, Settle(settlement=settlement("b")), Settle(settlement=settlement("c", worked=False)))
     save(store, closing(10, line("a"), line("d")), Settle(settlement=settlement("d")))
     assert store.unmetered() == []
-    assert store.rows("receipt_energy", id="a") == [(20, None, 2, 4, None, 6, None, 1, 2)]
-    assert store.rows("receipt_energy", id="c") == [(None,) * 8 + (0,)]
+    assert [(line, interval.start_ns) for _, line, interval in store.energy_of("a")] == [
+        *((line("a", ended=False), 0), (line("a"), 10))
+    ]
+    assert store.energy_of("c") == []
     assert store.rows("recent_receipts", account=None, limit=3) == [("d",), ("c",), ("b",)]
     assert store.rows("recent_receipts", account="other", limit=3) == []
     assert store.settled_among(["a", "d", "'; --", "电"]) == {"a", "d"}
@@ -177,6 +187,26 @@ def test_receipts_and_their_energy_meet_in_any_order(store: Store) -> None:
     assert [said for _, said in store.receipts()] == [settlement(name, worked=name != "c") for name in "abcd"]
     assert store.currency() == "USD"
     assert store.rows("cake_receipts", since_ns=0) == [(4, 36, 24, 240, 2800, 0, 4)]
+
+
+def test_corrections_stand_beside_what_they_correct(store: Store) -> None:
+    """Rows of their own, also of a receipt that had none; the state knows the next number of the last intervals."""
+    late = msgspec.structs.replace(line("b"), water_ul=7, market_ug=-3, embodied_ug=2**62)
+    more = interval("home", 0, (line("a", ended=False, energy_mj=-4), late), corrects=1, water_ul=9, idle_embodied_ug=1)
+    save(store, *(Settle(settlement=settlement(name)) for name in "ab"), closing(0, line("a")), closing(10))
+    assert [work.receipt for work in store.unmetered()] == ["b"]
+    save(store, CloseInterval(interval=more), CloseInterval(interval=interval("home", 0, corrects=2)))
+    assert [(each.line.energy_mj, each.interval.corrects) for each in store.energy_of("a")] == [(10, 0), (-4, 1)]
+    [found] = store.energy_of("b")
+    assert (found.line, found.interval) == (late, msgspec.structs.replace(more, requests=()))
+    assert store.unmetered() == []
+    assert store.rows("counts") == [(2, 0, 2, 0, 2)]
+    assert store.rows("beside") == [(8, None, 9, 1, 2**62)]
+    assert store.rows("energy_line_sums") == [("home", 16)]
+    state = store.load()
+    assert state.closed == {"home": {0: (10, 2), 10: (20, 0)}}
+    assert list(state.closed["home"]) == [0, 10], "the oldest goes first"
+    assert state.interval_end_ns == {"home": 20}
 
 
 def test_entries_keep_their_order_and_their_day(store: Store) -> None:
@@ -223,6 +253,8 @@ def test_an_amount_that_does_not_fit_is_refused(store: Store) -> None:
         closing(FIGURE_MAX),
         closing(0, line("a", energy_mj=FIGURE_MAX + 1)),
         closing(0, line("a\0b")),
+        billing("a\0b"),
+        billing("a", FIGURE_MAX // 2 + 1),
         OpenAccount(account=Account(id="a\0b", name="", opened_ns=1)),
     ],
 )
@@ -235,7 +267,10 @@ def test_what_no_table_holds_is_refused_before_it_is_applied(command: AnyCommand
 def test_what_tables_hold_passes() -> None:
     """The largest figures, and a zero byte in what a client asked, which only the document has."""
     large = settlement("a", nano=FIGURE_MAX, model_asked="a\0b")
-    for command in (holding("a", FIGURE_MAX), Settle(settlement=large), closing(0, line("a"))):
+    for command in (
+        *(holding("a", FIGURE_MAX), Settle(settlement=large), closing(0, line("a"))),
+        billing("a", -(FIGURE_MAX // 2)),
+    ):
         refuse_unstorable(command)
     refuse_unstorable(AddKey(key=KEY))
 
@@ -245,4 +280,4 @@ def test_waiting_rows_are_bounded(store: Store, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(base, "PENDING_MAX", 3)
     state = State(holds={str(n): holding(str(n)) for n in range(9)})
     save(store, *(Settle(settlement=settlement(str(n))) for n in range(8)), state=state)
-    assert store.rows("counts") == [(8, 9, 0, 8)]
+    assert store.rows("counts") == [(8, 9, 0, 8, 0)]

@@ -41,6 +41,7 @@ from tokenworks.exchange.store.database import Row, queries
 from tokenworks.exchange.words import (
     AddKey,
     AnyCommand,
+    BillPower,
     Budget,
     CloseInterval,
     DescribeSite,
@@ -166,12 +167,14 @@ def settling(receipt: str, owner: str, ustu: int, nano: int, loss: int, at_ns: i
     return Settle(settlement=made)
 
 
-def closing(site: str, start_ns: int, receipts: list[str], energy_mj: int, *, ended: bool, priced: bool) -> AnyCommand:
-    money = {"energy_nano": 2, "device_nano": 7} if priced else {}
+def closing(
+    site: str, start_ns: int, receipts: list[str], energy_mj: int, *, ended: bool, priced: bool, corrects: int = 0
+) -> AnyCommand:
+    money = {"energy_nano": 2, "device_nano": 7, "water_ul": 3} if priced else {}
     lines = tuple(energy_line(receipt, energy_mj, ended=ended, **money) for receipt in receipts)
     rest = {"bill_nano": 2 * len(lines) + 1, "carbon_ug": 9, "idle_device_nano": 4} if priced else {}
     meter = {"meter_mj": energy_mj * len(lines) + 5, "idle_mj": 5, "idle_nano": 1}
-    return CloseInterval(interval=interval(site, start_ns, lines, **meter, **rest))
+    return CloseInterval(interval=interval(site, start_ns, lines, corrects=corrects, **meter, **rest))
 
 
 @st.composite
@@ -182,7 +185,7 @@ def commands(draw: st.DrawFn) -> AnyCommand:
     other, day = draw(st.sampled_from(PARTIES)), draw(st.sampled_from((0, 20, DAY_NS)))
     kinds = ("hold", "hold", "settle", "settle", "void", "close", "budget", "key", "revoke", "site", "extend", "sell")
     match draw(
-        st.sampled_from((*kinds, "end", "lease", "entity", "state", "state", "dispute", "answer", "net", "pay"))
+        st.sampled_from((*kinds, "end", "lease", "entity", "state", "state", "dispute", "answer", "net", "pay", "bill"))
     ):
         case "hold":
             return holding(receipt, name, 100, 900, at_ns)
@@ -226,7 +229,9 @@ def commands(draw: st.DrawFn) -> AnyCommand:
             return Void(receipt=receipt, reason="its gateway ended", at_ns=at_ns)
         case "close":
             some = draw(st.lists(st.sampled_from(RECEIPTS), unique=True, max_size=4))
-            return closing(name, at_ns * 10, some, amount + 1, ended=sure, priced=draw(st.booleans()))
+            corrects = draw(st.sampled_from((0, 0, 1, 1, 2)))
+            start_ns = draw(st.sampled_from((at_ns, 0))) * 10
+            return closing(name, start_ns, some, amount + 1, ended=sure, priced=draw(st.booleans()), corrects=corrects)
         case "budget":
             parent = draw(st.sampled_from((None, *NAMES)))
             return SetBudget(
@@ -236,6 +241,10 @@ def commands(draw: st.DrawFn) -> AnyCommand:
             )
         case "key":
             return AddKey(key=Key(id=name, hash=b"\0\xff", account=name, budget=name, role="user", made_ns=at_ns))
+        case "bill":
+            part = draw(st.sampled_from(("demand", "events")))
+            terms: dict[str, Any] = {"part": part, "what": other, "nano": amount - 400, "at_ns": at_ns}
+            return BillPower(site=name, supply="grid", **terms)
         case "revoke":
             return RevokeKey(key=name, at_ns=at_ns)
         case _:
@@ -282,6 +291,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "home": (OPERATOR, "north"),
     "ids": (json.dumps(RECEIPTS), "[]"),
     "name": NAMES,
+    "site": NAMES,
     "writer": ("gateway", "other"),
     "epoch": (1, 2),
     "at_ns": (0, 20, 10**18),
@@ -311,10 +321,10 @@ def everything(store: Store) -> dict[tuple[str, ...], list[Row]]:
 
 def kept(state: State) -> list[object]:
     """What ``load`` must bring back as it was in memory. Sites differ: there, what was said last counts."""
-    named = [state.accounts, state.budgets, state.keys, state.holds, state.interval_end_ns]
+    named = [state.accounts, state.budgets, state.keys, state.holds, state.interval_end_ns, state.closed]
     rights = [state.grants, state.entities, state.leases]
     clearing = [state.unstated, state.statements, state.disputes, state.nettings]
-    return [*named, state.balances, state.tallies, *rights, *clearing]
+    return [*named, state.bills, state.balances, state.tallies, *rights, *clearing]
 
 
 @pytest.fixture(scope="module")
@@ -390,7 +400,7 @@ def test_how_fast_twenty_thousand_settlements_are(
         books.batch([closing("home", 0, names, 10, ended=True, priced=True)])
         metered_ns = time.perf_counter_ns()
         sums.append([books.store.rows(query) for query in ("book_sums", "counts", "receipt_sums", "energy_line_sums")])
-        assert books.store.rows("counts") == [(count, 0, 1, 0)]
+        assert books.store.rows("counts") == [(count, 0, 1, 0, 0)]
         books.store.close()
         with capsys.disabled():
             settled, metered = (count * 10**9 // ns for ns in (settled_ns - start_ns, metered_ns - settled_ns))

@@ -1,8 +1,8 @@
 """FOCUS 1.2, the FinOps open cost and usage specification: all its 57 columns, and our own with the prefix ``x_``.
 
-One row per usage bucket, for each request or for each hour of (account, budget, model, site, prices). What packages
-paid is priced in the virtual currency STU: billed 0, effective cost the package's own price spread over its tokens. The
-purchase of the package is billed whole and has effective cost 0. Per InvoiceId the BilledCost sums to the invoice.
+One row per usage bucket, for each hour of (account, budget, model, site, prices). What packages paid is priced in the
+virtual currency STU: billed 0, effective cost the package's own price spread over its tokens. The purchase of the
+package is billed whole and has effective cost 0. Per InvoiceId the BilledCost sums to the invoice.
 
 Source: FinOps-Open-Cost-and-Usage-Spec/FOCUS_Spec, specification/columns and appendix "Token Based Pricing Currency".
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from operator import attrgetter
 
 import msgspec
 
@@ -20,42 +20,27 @@ from tokenworks.exchange.exports.focus_table import (
     EXACT_DIGITS,
     METERS,
     NANO_DIGITS,
-    PRICED_IN,
     STU_DIGITS,
     Row,
     base_row,
     credit_row,
     purchase_row,
 )
-from tokenworks.exchange.exports.sold import Catalogue, Credit, Purchase, Sold, decimal, iso, parts
+from tokenworks.exchange.exports.sold import Catalogue, Credit, Purchase, Sold, decimal, parts
 from tokenworks.exchange.words import Grant
 
 HOUR_NS = 3_600 * NS_PER_S
 PRICING_UNIT = "1000000 Tokens"
 
 
-class _Key(NamedTuple):
-    """What one row has in common."""
-
-    start_ns: int
-    end_ns: int
-    account: str
-    account_name: str
-    budget: str
-    model: str
-    bucket: str
-    site: str
-    entity: str
-    rate_card: str
-    price_book: str
-    price_class: str
-    currency: str
-    packaged: bool
-    receipt: str | None
-
-
 @dataclass(slots=True)
 class _Sum:
+    """One row of usage; ``of`` is a request of it, for what all of them have in common."""
+
+    of: Sold
+    start_ns: int
+    bucket: str
+    packaged: bool
     tokens: int = 0
     ustu: int = 0
     billed_nano: int = 0
@@ -63,6 +48,12 @@ class _Sum:
     requests: int = 0
     energy_mj: int | None = 0
     carbon_ug: int | None = 0
+
+
+_COMMON = attrgetter(
+    *("account", "account_name", "budget", "model", "site", "entity"),
+    *("rate_card", "price_book", "price_class", "currency"),
+)
 
 
 def rows(
@@ -73,18 +64,17 @@ def rows(
     grants: Mapping[str, Grant] | None = None,
     purchases: Iterable[Purchase] = (),
     credits_: Iterable[Credit] = (),
-    per: Literal["hour", "request"] = "hour",
 ) -> list[Row]:
     """The rows of a dataset, oldest first. ``provider`` is who sells and invoices; ``grants`` gives packages' prices.
 
     Without the grant of a burn its effective cost is the book's value of what it covered. Memory is bounded by the rows
     that come out, not by the requests that go in.
     """
-    sums: dict[_Key, _Sum] = {}
+    sums: dict[tuple[object, ...], _Sum] = {}
     burnt: dict[str, int] = {}
     for row in sold:
-        _add(sums, row, known, _package_nano(row, grants or {}, burnt), per)
-    usage = [_usage_row(key, each, provider, known) for key, each in sums.items()]
+        _add(sums, row, known, _package_nano(row, grants or {}, burnt))
+    usage = [_usage_row(each, provider, known) for each in sums.values()]
     bought = [purchase_row(each, provider) for each in purchases]
     given = [credit_row(each, provider) for each in credits_]
     return sorted([*usage, *bought, *given], key=lambda row: (row["ChargePeriodStart"] or "", row["SkuId"] or ""))
@@ -104,10 +94,8 @@ def _package_nano(row: Sold, grants: Mapping[str, Grant], burnt: dict[str, int])
     return nano
 
 
-def _add(sums: dict[_Key, _Sum], row: Sold, known: Catalogue, package_nano: int, per: str) -> None:
-    start = row.at_ns if per == "request" else row.at_ns - row.at_ns % HOUR_NS
-    start -= start % NS_PER_S
-    length = NS_PER_S if per == "request" else HOUR_NS
+def _add(sums: dict[tuple[object, ...], _Sum], row: Sold, known: Catalogue, package_nano: int) -> None:
+    start = row.at_ns - row.at_ns % HOUR_NS
     found = parts(row, known.get((row.rate_card, row.price_book)))
     amortised = split(package_nano, [part.covered_ustu for part in found]) if found else []
     for part, package in zip(found, amortised, strict=True):
@@ -124,24 +112,8 @@ def _add(sums: dict[_Key, _Sum], row: Sold, known: Catalogue, package_nano: int,
             ustu = covered if packaged else rest
             if not (tokens[side] or ustu or (package if packaged else part.nano)):
                 continue
-            key = _Key(
-                start_ns=start,
-                end_ns=start + length,
-                account=row.account,
-                account_name=row.account_name,
-                budget=row.budget,
-                model=row.model,
-                bucket=part.bucket,
-                site=row.site,
-                entity=row.entity,
-                rate_card=row.rate_card,
-                price_book=row.price_book,
-                price_class=row.price_class,
-                currency=row.currency,
-                packaged=packaged,
-                receipt=row.receipt if per == "request" else None,
-            )
-            into = sums.setdefault(key, _Sum())
+            key = (start, part.bucket, packaged, _COMMON(row))
+            into = sums.setdefault(key, _Sum(row, start, part.bucket, packaged))
             into.tokens += tokens[side]
             into.ustu += ustu
             into.billed_nano += 0 if packaged else part.nano
@@ -156,55 +128,53 @@ def _plus(sum_: int | None, more: int | None) -> int | None:
     return None if sum_ is None or more is None else sum_ + more
 
 
-def _usage_row(key: _Key, sum_: _Sum, provider: str, known: Catalogue) -> Row:
-    prices = known.get((key.rate_card, key.price_book))
-    contracted = prices.line(key.model, key.price_class)[key.bucket] if prices else None
-    listed = prices.line(key.model)[key.bucket] if prices else None
+def _usage_row(sum_: _Sum, provider: str, known: Catalogue) -> Row:
+    of = sum_.of
+    prices = known.get((of.rate_card, of.price_book))
+    contracted = prices.line(of.model, of.price_class)[sum_.bucket] if prices else None
+    listed = prices.line(of.model)[sum_.bucket] if prices else None
     paid = decimal(sum_.effective_nano, NANO_DIGITS)
-    row = base_row(provider, key.account, key.account_name, key.currency, key.start_ns) | {
+    unit_price, list_price = (decimal(each[1], NANO_DIGITS) if each else None for each in (contracted, listed))
+    priced: tuple[str | None, ...] = (of.currency, paid, unit_price, list_price)
+    if sum_.packaged:
+        # Micro-STU per token is the same number as STU per million tokens.
+        rates = (None if rate is None else str(rate[0]) for rate in (contracted, listed))
+        priced = ("STU", decimal(sum_.ustu, STU_DIGITS), *rates)
+    period_ns = sum_.start_ns, sum_.start_ns + HOUR_NS
+    return base_row(provider, of, sum_.start_ns, period_ns, priced) | {
         "BilledCost": decimal(sum_.billed_nano, NANO_DIGITS),
         "EffectiveCost": paid,
         # Unit price times quantity is the cost, to the last digit; without a unit price the cost is what was paid.
         "ListCost": decimal(sum_.tokens * listed[1], EXACT_DIGITS) if listed else paid,
         "ContractedCost": decimal(sum_.tokens * contracted[1], EXACT_DIGITS) if contracted else paid,
-        "ListUnitPrice": decimal(listed[1], NANO_DIGITS) if listed else None,
-        "ContractedUnitPrice": decimal(contracted[1], NANO_DIGITS) if contracted else None,
+        "ListUnitPrice": list_price,
+        "ContractedUnitPrice": unit_price,
         "ChargeCategory": "Usage",
-        "ChargeDescription": f"{METERS[key.bucket]} of {key.model}{', from packages' if key.packaged else ''}",
+        "ChargeDescription": f"{METERS[sum_.bucket]} of {of.model}{', from packages' if sum_.packaged else ''}",
         "ChargeFrequency": "Usage-Based",
-        "ChargePeriodStart": iso(key.start_ns),
-        "ChargePeriodEnd": iso(key.end_ns),
         "ConsumedQuantity": str(sum_.tokens),
         "ConsumedUnit": "Tokens",
         "PricingCategory": "Standard",
         "PricingQuantity": decimal(sum_.tokens, STU_DIGITS),
         "PricingUnit": PRICING_UNIT,
-        "PublisherName": key.entity or provider,
-        "RegionId": key.site or None,
-        "RegionName": key.site or None,
-        "SkuId": f"{key.model}/{key.bucket}",
-        "SkuMeter": METERS[key.bucket],
-        "SkuPriceId": f"{key.price_book}/{key.price_class}/{key.model}/{key.bucket}",
-        "SkuPriceDetails": msgspec.json.encode({"x_PriceClass": key.price_class}).decode(),
-        "SubAccountId": key.budget,
-        "SubAccountName": key.budget,
+        "PublisherName": of.entity or provider,
+        "RegionId": of.site or None,
+        "RegionName": of.site or None,
+        "SkuId": f"{of.model}/{sum_.bucket}",
+        "SkuMeter": METERS[sum_.bucket],
+        "SkuPriceId": f"{of.price_book}/{of.price_class}/{of.model}/{sum_.bucket}",
+        "SkuPriceDetails": msgspec.json.encode({"x_PriceClass": of.price_class}).decode(),
+        "SubAccountId": of.budget,
+        "SubAccountName": of.budget,
         "SubAccountType": "Budget",
-        "x_Model": key.model,
-        "x_UsageBucket": key.bucket,
+        "x_Model": of.model,
+        "x_UsageBucket": sum_.bucket,
         "x_STU": decimal(sum_.ustu, STU_DIGITS),
         "x_Requests": str(sum_.requests),
         "x_EnergyMj": None if sum_.energy_mj is None else str(sum_.energy_mj),
         "x_CarbonUg": None if sum_.carbon_ug is None else str(sum_.carbon_ug),
-        "x_Receipt": key.receipt,
-        "x_Entity": key.entity or None,
-        "x_RateCard": key.rate_card,
-        "x_PriceBook": key.price_book,
-        "x_PriceClass": key.price_class,
+        "x_Entity": of.entity or None,
+        "x_RateCard": of.rate_card,
+        "x_PriceBook": of.price_book,
+        "x_PriceClass": of.price_class,
     }
-    if key.packaged:
-        # Micro-STU per token is the same number as STU per million tokens.
-        rates = (None if rate is None else str(rate[0]) for rate in (contracted, listed))
-        return row | dict(zip(PRICED_IN, ("STU", decimal(sum_.ustu, STU_DIGITS), *rates), strict=True))
-    return row | dict(
-        zip(PRICED_IN, (key.currency, paid, row["ContractedUnitPrice"], row["ListUnitPrice"]), strict=True)
-    )

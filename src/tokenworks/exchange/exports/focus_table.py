@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import importlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
 from tokenworks.core.errors import BadRequest
 from tokenworks.core.units import NS_PER_S
-from tokenworks.exchange.exports.sold import Credit, Purchase, decimal, invoice_id, iso, month_of
+from tokenworks.exchange.exports.sold import Credit, Purchase, Sold, decimal, invoice_id, iso, month_of
 
 Row = dict[str, str | None]
 COLUMNS = (
@@ -29,7 +29,7 @@ COLUMNS = (
     *("SubAccountType", "Tags"),
 )
 OWN_COLUMNS = (
-    *("x_Model", "x_UsageBucket", "x_STU", "x_Requests", "x_EnergyMj", "x_CarbonUg", "x_Receipt", "x_Entity"),
+    *("x_Model", "x_UsageBucket", "x_STU", "x_Requests", "x_EnergyMj", "x_CarbonUg", "x_Entity"),
     *("x_RateCard", "x_PriceBook", "x_PriceClass"),
 )
 DECIMALS = {name for name in COLUMNS if name.endswith(("Cost", "Quantity", "UnitPrice"))}
@@ -54,23 +54,28 @@ NANO_DIGITS, STU_DIGITS, EXACT_DIGITS = 9, 6, 15
 """Digits: of money, of STU and of millions of tokens, and of their product."""
 
 
-def base_row(provider: str, account: str, account_name: str, currency: str, at_ns: int) -> Row:
-    """What all rows have; every other column is null until said."""
+def base_row(
+    provider: str, of: Sold | Purchase | Credit, at_ns: int, period_ns: tuple[int, int], priced: Sequence[str | None]
+) -> Row:
+    """What all rows have: who is billed when, the period, and PRICED_IN. Every other column is null until said."""
     month = month_of(at_ns)
     return dict.fromkeys((*COLUMNS, *OWN_COLUMNS)) | {
-        "BillingAccountId": account,
-        "BillingAccountName": account_name,
+        "BillingAccountId": of.account,
+        "BillingAccountName": of.account_name,
         "BillingAccountType": "Account",
-        "BillingCurrency": currency,
+        "BillingCurrency": of.currency,
         "BillingPeriodStart": iso(month[0]),
         "BillingPeriodEnd": iso(month[1]),
-        "InvoiceId": invoice_id(account, at_ns),
+        "ChargePeriodStart": iso(period_ns[0]),
+        "ChargePeriodEnd": iso(period_ns[1]),
+        "InvoiceId": invoice_id(of.account, at_ns),
         "InvoiceIssuerName": provider,
         "ProviderName": provider,
         "PublisherName": provider,
         "ServiceCategory": "AI and Machine Learning",
         "ServiceSubcategory": "Generative AI",
         "ServiceName": "Tokens",
+        **dict(zip(PRICED_IN, priced, strict=True)),
     }
 
 
@@ -78,42 +83,32 @@ def purchase_row(bought: Purchase, provider: str) -> Row:
     """A package sold: billed whole; its cost takes effect with the usage that it pays."""
     price = decimal(bought.price_nano, NANO_DIGITS)
     end_ns = month_of(bought.effective_ns)[1] if bought.expires_ns is None else bought.expires_ns
-    return (
-        base_row(provider, bought.account, bought.account_name, bought.currency, bought.at_ns)
-        | dict.fromkeys(("BilledCost", "ListCost", "ContractedCost", "ListUnitPrice", "ContractedUnitPrice"), price)
-        | dict(zip(PRICED_IN, (bought.currency, "0", price, price), strict=True))
-        | {
-            "EffectiveCost": "0",
-            "ChargeCategory": "Purchase",
-            "ChargeDescription": f"Package {bought.package}",
-            "ChargeFrequency": "One-Time",
-            "ChargePeriodStart": iso(bought.effective_ns),
-            "ChargePeriodEnd": iso(end_ns),
-            "PricingCategory": "Standard",
-            "PricingQuantity": "1",
-            "PricingUnit": "Packages",
-            "SkuId": f"package/{bought.package}",
-            "SkuPriceId": f"package/{bought.package}/{bought.id}",
-            "x_STU": decimal(bought.size_ustu, STU_DIGITS),
-        }
-    )
+    period_ns, priced = (bought.effective_ns, end_ns), (bought.currency, "0", price, price)
+    return base_row(provider, bought, bought.at_ns, period_ns, priced) | {
+        **dict.fromkeys(("BilledCost", "ListCost", "ContractedCost", "ListUnitPrice", "ContractedUnitPrice"), price),
+        "EffectiveCost": "0",
+        "ChargeCategory": "Purchase",
+        "ChargeDescription": f"Package {bought.package}",
+        "ChargeFrequency": "One-Time",
+        "PricingCategory": "Standard",
+        "PricingQuantity": "1",
+        "PricingUnit": "Packages",
+        "SkuId": f"package/{bought.package}",
+        "SkuPriceId": f"package/{bought.package}/{bought.id}",
+        "x_STU": decimal(bought.size_ustu, STU_DIGITS),
+    }
 
 
 def credit_row(credit: Credit, provider: str) -> Row:
     """Money given back: a negative charge that belongs to no other."""
     given = decimal(-credit.nano, NANO_DIGITS)
-    return (
-        base_row(provider, credit.account, credit.account_name, credit.currency, credit.at_ns)
-        | dict.fromkeys(("BilledCost", "EffectiveCost", "ListCost", "ContractedCost"), given)
-        | dict(zip(PRICED_IN, (credit.currency, given, None, None), strict=True))
-        | {
-            "ChargeCategory": "Credit",
-            "ChargeDescription": credit.reason,
-            "ChargeFrequency": "One-Time",
-            "ChargePeriodStart": iso(credit.at_ns),
-            "ChargePeriodEnd": iso(credit.at_ns + NS_PER_S),
-        }
-    )
+    period_ns, priced = (credit.at_ns, credit.at_ns + NS_PER_S), (credit.currency, given, None, None)
+    return base_row(provider, credit, credit.at_ns, period_ns, priced) | {
+        **dict.fromkeys(("BilledCost", "EffectiveCost", "ListCost", "ContractedCost"), given),
+        "ChargeCategory": "Credit",
+        "ChargeDescription": credit.reason,
+        "ChargeFrequency": "One-Time",
+    }
 
 
 def csv_text(found: Iterable[Row]) -> str:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from html import escape
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
 from tokenworks.core.errors import BooksDoNotClose
 from tokenworks.core.units import money_text, stu_text
 from tokenworks.core.words import Word
-from tokenworks.exchange.exports.sold import Catalogue, Credit, Part, Purchase, Sold, invoice_id, iso, month_of, parts
+from tokenworks.exchange.exports.sold import Catalogue, Credit, Purchase, Sold, invoice_id, iso, like, month_of, parts
 from tokenworks.exchange.prices import TOKENS_PER_PRICE, Prices
 
 Funding = Literal["paid", "part", "package"]
 _Row = TypeVar("_Row", Sold, Purchase, Credit)
+_NOTHING = {"tokens": 0, "ustu": 0, "nano": 0}
 
 
 class UsageLine(Word, frozen=True):
@@ -60,15 +61,6 @@ class Invoice(Word, frozen=True):
     """Delivered and not charged: the operator bore it."""
 
 
-class _Key(NamedTuple):
-    funding: Funding
-    model: str
-    bucket: str
-    price_book: str
-    price_class: str
-    unit: int | None
-
-
 def invoice(
     sold: Iterable[Sold],
     *,
@@ -87,12 +79,15 @@ def invoice(
     ``owed_nano`` is what the ledger says the customer came to owe in the period. Raises BooksDoNotClose when that is
     not the total, or when a row is in another currency.
     """
-    sums: dict[_Key, list[int]] = {}
+    sums: dict[UsageLine, list[int]] = {}
     used = _of(account, since_ns, until_ns, currency, sold)
     for row in used:
         _add(sums, row, known.get((row.rate_card, row.price_book)))
     charged = sum(row.charged_nano for row in used)
-    lines = tuple(_line(key, sums[key]) for key in sorted(sums, key=str))
+    lines = tuple(
+        msgspec.structs.replace(key, tokens=tokens, ustu=ustu, nano=millionths // TOKENS_PER_PRICE)
+        for key, (tokens, ustu, millionths) in sorted(sums.items(), key=str)
+    )
     bought = _of(account, since_ns, until_ns, currency, purchases)
     given = _of(account, since_ns, until_ns, currency, credits_)
     total = charged + sum(each.price_nano for each in bought) - sum(each.nano for each in given)
@@ -129,7 +124,7 @@ def _of(account: str, since_ns: int, until_ns: int, currency: str, rows: Iterabl
     return sorted(own, key=lambda row: row.at_ns)
 
 
-def _add(sums: dict[_Key, list[int]], row: Sold, prices: Prices | None) -> None:
+def _add(sums: dict[UsageLine, list[int]], row: Sold, prices: Prices | None) -> None:
     """Tokens, micro-STU and money into the lines; the money of a paid line in millionths of a nano, exact."""
     exact = prices.exact(row.model, row.usage, row.price_class)[1] if prices else 0
     off = row.charged_nano * TOKENS_PER_PRICE - exact
@@ -142,34 +137,10 @@ def _add(sums: dict[_Key, list[int]], row: Sold, prices: Prices | None) -> None:
     line = prices.line(row.model, row.price_class) if prices else {}
     for part in parts(row, prices):
         unit = line[part.bucket][1] if funding == "paid" else None
-        key = _Key(funding, row.model, part.bucket, row.price_book, row.price_class, unit)
+        key = like(row, UsageLine, funding=funding, bucket=part.bucket, unit_nano_per_mtok=unit, **_NOTHING)
         into = sums.setdefault(key, [0, 0, 0])
-        into[0] += part.tokens
-        into[1] += part.ustu
-        into[2] += _millionths(part, unit)
-
-
-def _millionths(part: Part, unit: int | None) -> int:
-    return part.nano * TOKENS_PER_PRICE if unit is None else part.tokens * unit
-
-
-def _line(key: _Key, sums: list[int]) -> UsageLine:
-    return UsageLine(
-        funding=key.funding,
-        model=key.model,
-        bucket=key.bucket,
-        price_book=key.price_book,
-        price_class=key.price_class,
-        unit_nano_per_mtok=key.unit,
-        tokens=sums[0],
-        ustu=sums[1],
-        nano=sums[2] // TOKENS_PER_PRICE,
-    )
-
-
-def as_json(made: Invoice) -> bytes:
-    """The invoice as JSON; amounts are integers with their unit in the name."""
-    return msgspec.json.format(msgspec.json.encode(made))
+        nano = part.nano * TOKENS_PER_PRICE if unit is None else part.tokens * unit
+        into[:] = (a + b for a, b in zip(into, (part.tokens, part.ustu, nano), strict=True))
 
 
 _STYLE = (
@@ -197,13 +168,8 @@ def as_html(made: Invoice) -> str:
         what = f"{line.model}: {line.bucket.replace('_', ' ')}"
         body += row(what, f"{_FUNDED[line.funding]} {stu_text(line.ustu)}".strip(), tokens, price, line.nano)
     for package in made.packages:
-        body += row(
-            f"Package {package.package}",
-            f"{stu_text(package.size_ustu)}, {iso(package.at_ns)}",
-            "",
-            "",
-            package.price_nano,
-        )
+        size = f"{stu_text(package.size_ustu)}, {iso(package.at_ns)}"
+        body += row(f"Package {package.package}", size, "", "", package.price_nano)
     for credit in made.credits:
         body += row(f"Credit: {credit.reason}", iso(credit.at_ns), "", "", -credit.nano)
     if made.rounding_nano:

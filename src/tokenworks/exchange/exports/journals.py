@@ -67,20 +67,17 @@ def _component(word: str) -> str:
 def _transactions(postings: Iterable[Posting]) -> list[_Transaction]:
     """By day and transaction, oldest first, each account once. Raises BooksDoNotClose for one that is not 0 in sum."""
     found: dict[tuple[int, str], dict[str, int]] = {}
-    days: dict[tuple[int, str], str] = {}
     for posting in postings:
         if posting.book == "money":
-            key = posting.at_ns, posting.txn
-            days[key] = f"{instant(posting.at_ns):%Y-%m-%d}"
-            lines = found.setdefault(key, {})
+            lines = found.setdefault((posting.at_ns, posting.txn), {})
             lines[posting.account] = lines.get(posting.account, 0) + posting.amount
-    for (_, txn), lines in found.items():
+    made = []
+    for (at_ns, txn), lines in sorted(found.items()):
         if sum(lines.values()):
             raise BooksDoNotClose(f"transaction {txn} does not sum to 0", hint="export whole transactions")
-    return [
-        _Transaction(days[key], key[1], [(account, amount) for account, amount in sorted(found[key].items()) if amount])
-        for key in sorted(found)
-    ]
+        moved = [(account, amount) for account, amount in sorted(lines.items()) if amount]
+        made.append(_Transaction(f"{instant(at_ns):%Y-%m-%d}", txn, moved))
+    return made
 
 
 def _line(text: str) -> str:

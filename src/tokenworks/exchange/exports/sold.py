@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from tokenworks.core.units import NS_PER_S, split
 from tokenworks.core.words import Usage, Word
+from tokenworks.exchange.calendar import window_end_ns, window_start_ns
 from tokenworks.exchange.prices import Prices
 from tokenworks.exchange.words import Burn, Grant, Settlement
 
 Catalogue = Mapping[tuple[str, str], Prices]
 """(rate card, price book) -> the prices of that time."""
+_Word = TypeVar("_Word", bound=Word)
 
 
 class Sold(Word, frozen=True):
@@ -110,46 +112,23 @@ def sold_of(
     carbon_ug: int | None = None,
 ) -> Sold:
     """A settlement as a row; ``energy_mj`` with its share of the site's overhead."""
-    return Sold(
-        receipt=settled.receipt,
-        account=settled.account,
-        account_name=account_name or settled.account,
-        budget=settled.budget,
-        key=settled.key,
-        at_ns=settled.at_ns,
-        model=settled.model_served,
-        usage=settled.usage,
-        ustu=settled.ustu,
-        nano=settled.nano,
-        loss_nano=settled.loss_nano,
-        list_nano=settled.list_nano,
-        burned=settled.burned,
-        entity=settled.entity,
-        site=settled.decision.chosen.site if settled.decision else "",
-        rate_card=settled.rate_card,
-        price_book=settled.price_book,
-        currency=settled.currency,
-        energy_mj=energy_mj,
+    return like(
+        settled, Sold, account_name=account_name or settled.account, model=settled.model_served,
+        site=settled.decision.chosen.site if settled.decision else "", price_class=price_class, energy_mj=energy_mj,
         carbon_ug=carbon_ug,
-        loss_ustu=settled.loss_ustu,
-        price_class=price_class,
-    )
+    )  # fmt: skip
+
+
+def like(of: Word, kind: type[_Word], **more: object) -> _Word:
+    """A word of another kind: what they have in common, and more."""
+    shared = {name: getattr(of, name) for name in kind.__struct_fields__ if hasattr(of, name)}
+    return kind(**shared | more)
 
 
 def purchase_of(grant: Grant, currency: str, account_name: str = "") -> Purchase:
     """A grant as it was sold."""
-    return Purchase(
-        id=grant.id,
-        account=grant.account,
-        account_name=account_name or grant.account,
-        package=grant.package,
-        size_ustu=grant.size_ustu,
-        price_nano=grant.price_nano,
-        currency=currency,
-        at_ns=grant.created_ns,
-        effective_ns=grant.effective_ns,
-        expires_ns=grant.expires_ns,
-    )
+    name = account_name or grant.account
+    return like(grant, Purchase, account_name=name, currency=currency, at_ns=grant.created_ns)
 
 
 def catalogue(prices: Iterable[Prices]) -> dict[tuple[str, str], Prices]:
@@ -169,15 +148,9 @@ def parts(row: Sold, prices: Prices | None) -> list[Part]:
     energy, carbon = (
         [None] * len(used) if sum_ is None else split(sum_, tokens) for sum_ in (row.energy_mj, row.carbon_ug)
     )
-    ustu, nano, covered = (
-        split(row.ustu, by_rate),
-        split(row.charged_nano, by_price),
-        split(row.covered_ustu, by_rate),
-    )
-    return [
-        Part(bucket, tokens[i], ustu[i], nano[i], covered[i], energy[i], carbon[i])
-        for i, (bucket, _) in enumerate(used)
-    ]
+    split_up = split(row.ustu, by_rate), split(row.charged_nano, by_price), split(row.covered_ustu, by_rate)
+    names = (bucket for bucket, _ in used)
+    return [Part(*each) for each in zip(names, tokens, *split_up, energy, carbon, strict=True)]
 
 
 def instant(ns: int) -> datetime:
@@ -197,9 +170,8 @@ def nanos(at: datetime) -> int:
 
 def month_of(ns: int) -> tuple[int, int]:
     """The calendar month in UTC that an instant is in, as [start, end) in nanoseconds."""
-    start = instant(ns).replace(day=1, hour=0, minute=0, second=0)
-    end = start.replace(year=start.year + start.month // 12, month=start.month % 12 + 1)
-    return nanos(start), nanos(end)
+    start_ns = window_start_ns("month", ns)
+    return start_ns, window_end_ns("month", start_ns) or start_ns
 
 
 def invoice_id(account: str, at_ns: int) -> str:

@@ -123,7 +123,7 @@ def _not_in_log(shown: Shown, checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def _wrong_energy(shown: Shown) -> Iterator[str]:
-    places = [(e.leaf["site"], e.leaf["start_ns"]) for e in shown.energy]
+    places = [(e.leaf["site"], e.leaf["start_ns"], e.leaf.get("corrects")) for e in shown.energy]
     if len(set(places)) != len(places):
         yield "an interval of its energy stands twice"
     if any(e.leaf["receipt"] != shown.settlement.leaf["receipt"] for e in shown.energy):
@@ -150,7 +150,6 @@ def verify_bundle(text: str | bytes, verifier: str | None = None, *, require_com
     bundle and BadVerifier for a given key that is none; everything else is in the verdict.
     """
     bundle = parse(text)
-    names = [f"receipt {str(shown.view.get('id'))[:64]!r}" for shown in bundle.receipts]
     try:
         checkpoint = parse_and_verify(bundle.checkpoint, bundle.verifier)
     except (BadCheckpoint, BadVerifier) as error:
@@ -161,7 +160,7 @@ def verify_bundle(text: str | bytes, verifier: str | None = None, *, require_com
         except BadCheckpoint as error:
             return Verdict(False, (), (f"the key that was given: {error.message}",))
     checked = [f"the checkpoint of {checkpoint.size} leaves is signed by {checkpoint.origin}"]
-    wrong: list[str] = []
+    wrong, notes = list[str](), list[str]()
 
     def check(found: Iterator[str], words: str) -> None:
         faults = list(itertools.islice(found, WRONG_MAX))
@@ -169,68 +168,52 @@ def verify_bundle(text: str | bytes, verifier: str | None = None, *, require_com
         if not faults:
             checked.append(words)
 
-    both = list(zip(names, bundle.receipts, strict=True))
-    flats = [flat(shown.view) for shown in bundle.receipts]
-    leaves = sum(1 + len(shown.energy) for shown in bundle.receipts)
+    receipts = [
+        (f"receipt {str(shown.view.get('id'))[:64]!r}", shown, flat(shown.view), [part.leaf for part in shown.energy])
+        for shown in bundle.receipts
+    ]
     check(
-        (f"{name}: {fault}" for name, shown in both for fault in _not_in_log(shown, checkpoint)),
-        f"{leaves} leaves of {len(both)} receipts are in the log under it",
+        (f"{name}: {fault}" for name, shown, *_ in receipts for fault in _not_in_log(shown, checkpoint)),
+        f"{sum(1 + len(energy) for *_, energy in receipts)} leaves of {len(receipts)} receipts are in the log under it",
     )
+    salt = bundle.account_salt
     check(
         (
             f"{name}: {fault}"
-            for (name, shown), view in zip(both, flats, strict=True)
-            for fault in itertools.chain(
-                _wrong_energy(shown),
-                figures.differences(view, shown.settlement.leaf, [e.leaf for e in shown.energy], bundle.account_salt),
-            )
+            for name, shown, view, energy in receipts
+            for fault in (*_wrong_energy(shown), *figures.differences(view, shown.settlement.leaf, energy, salt))
         ),
         "the figures shown are those of the leaves",
     )
     ordered = sorted((shown.settlement for shown in bundle.receipts), key=lambda part: part.leaf["account_seq"])
     check(_wrong_order(ordered), "the account's running totals follow from the charges")
-    return _verdict(bundle, checkpoint, checked, wrong, ordered, flats, verifier, require_complete)
-
-
-def _verdict(
-    bundle: Bundle,
-    checkpoint: Checkpoint,
-    checked: list[str],
-    wrong: list[str],
-    ordered: list[Proven],
-    flats: list[Object],
-    verifier: str | None,
-    require_complete: bool,
-) -> Verdict:
-    notes: list[str] = []
-    leaves = [part.leaf for part in ordered]
-    first, last = leaves[0], leaves[-1]
-    missing = figures.gaps(leaves)
-    span = f"settlements {first['account_seq']} to {last['account_seq']} of the account"
-    if missing:
-        gap = f"the bundle has not all {span}: {', '.join(missing[:10])} missing"
-        (wrong if require_complete else notes).append(gap)
+    whole, said = _span([part.leaf for part in ordered])
+    if not whole:
+        (wrong if require_complete else notes).append(said)
     elif not wrong:
-        ustu = last["cum_ustu"] - first["cum_ustu"] + figures.charged(first)[0]
-        nano = last["cum_nano"] - first["cum_nano"] + figures.charged(first)[1]
-        checked.append(f"{span} are all here and sum to {ustu} uSTU and {nano} nano-{first['currency']}")
+        checked.append(said)
     if verifier is None:
         notes.append(f"checked with the key in the bundle itself, {bundle.verifier}: compare it with the published one")
-    waiting = sum(not any(e.leaf["ended"] for e in shown.energy) for shown in bundle.receipts)
-    if waiting:
+    if waiting := sum(not any(leaf["ended"] for leaf in energy) for *_, energy in receipts):
         notes.append(f"{waiting} of the receipts have no final energy record in the log yet")
-    not_proven: set[str] = set()
-    for shown, view in zip(bundle.receipts, flats, strict=True):
-        not_proven.update(figures.unproven(view, shown.settlement.leaf, [e.leaf for e in shown.energy]))
+    unproven = {
+        path for _, shown, view, energy in receipts for path in figures.unproven(view, shown.settlement.leaf, energy)
+    }
     return Verdict(
-        ok=not wrong,
-        checked=tuple(checked),
-        wrong=tuple(wrong[:WRONG_MAX]),
-        notes=tuple(notes),
-        unproven=tuple(sorted(not_proven)),
-        complete=not missing and not wrong,
-        checkpoint=checkpoint,
-    )
+        ok=not wrong, checked=tuple(checked), wrong=tuple(wrong[:WRONG_MAX]), notes=tuple(notes),
+        unproven=tuple(sorted(unproven)), complete=whole and not wrong, checkpoint=checkpoint,
+    )  # fmt: skip
+
+
+def _span(leaves: list[Object]) -> tuple[bool, str]:
+    """Whether the settlements from the first to the last are all here, and what to say of it."""
+    first, last = leaves[0], leaves[-1]
+    span = f"settlements {first['account_seq']} to {last['account_seq']} of the account"
+    if missing := figures.gaps(leaves):
+        return False, f"the bundle has not all {span}: {', '.join(missing[:10])} missing"
+    charge = figures.charged(first)
+    ustu, nano = last["cum_ustu"] - first["cum_ustu"] + charge[0], last["cum_nano"] - first["cum_nano"] + charge[1]
+    return True, f"{span} are all here and sum to {ustu} uSTU and {nano} nano-{first['currency']}"
 
 
 def proof_text(proof: Sequence[bytes]) -> str:

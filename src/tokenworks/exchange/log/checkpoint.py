@@ -130,22 +130,19 @@ def load_key(path: Path, name: str) -> SigningKey:
     return SigningKey(name, private)
 
 
-def sign(checkpoint: Checkpoint, *keys: SigningKey) -> str:
-    """The signed checkpoint; several keys sign it while one replaces another. Raises BadCheckpoint for a bad field.
+def sign(checkpoint: Checkpoint, key: SigningKey) -> str:
+    """The signed checkpoint. Raises BadCheckpoint for a bad field.
 
     The caller answers for the promise that a signature makes: the leaves are on disk, and every checkpoint signed
     before is a beginning of this one.
     """
-    if not keys or any(key.name != checkpoint.origin for key in keys):
-        raise BadCheckpoint("a checkpoint is signed by keys that bear the name of its log")
+    if key.name != checkpoint.origin:
+        raise BadCheckpoint("a checkpoint is signed by a key that bears the name of its log")
     body = checkpoint.body()
     if _parse_body(body) != checkpoint:
         raise BadCheckpoint("a field of the checkpoint cannot be written")
-    lines = []
-    for key in keys:
-        signature = key.verifier().key_id + key.private.sign(body.encode())
-        lines.append(f"{_MARK}{key.name} {base64.b64encode(signature).decode()}\n")
-    return body + "\n" + "".join(lines)
+    signature = key.verifier().key_id + key.private.sign(body.encode())
+    return f"{body}\n{_MARK}{key.name} {base64.b64encode(signature).decode()}\n"
 
 
 def _base64(text: str) -> bytes | None:

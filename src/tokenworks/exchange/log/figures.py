@@ -15,47 +15,31 @@ from tokenworks.exchange.log.plain import BadBundle, Object, keyed_hash, shaped,
 
 VERSION = 1
 NS_MAX = 1 << 63
+_HEAD: dict[str, type] = {"v": int, **dict.fromkeys(("kind", "log", "receipt", "salt"), str)}
 _SETTLEMENT: dict[str, type] = {
-    "v": int,
-    "kind": str,
-    "log": str,
-    "account": str,
-    "account_seq": int,
-    "cum_ustu": int,
-    "cum_nano": int,
-    "receipt": str,
-    "model": str,
-    "model_asked": str,
-    "rate_card": str,
-    "price_book": str,
-    "currency": str,
+    **_HEAD,
+    **dict.fromkeys(("account", "model", "model_asked", "rate_card", "price_book", "currency"), str),
+    **dict.fromkeys(("certainty", "entity"), str),
+    **dict.fromkeys(("account_seq", "cum_ustu", "cum_nano", "ustu", "nano", "loss_ustu", "loss_nano", "at_ns"), int),
     "usage": dict,
-    "certainty": str,
-    "ustu": int,
-    "nano": int,
-    "loss_ustu": int,
-    "loss_nano": int,
-    "entity": str,
-    "at_ns": int,
-    "salt": str,
 }
 _ENERGY: dict[str, type] = {
-    "v": int,
-    "kind": str,
-    "log": str,
-    "receipt": str,
-    "site": str,
-    "start_ns": int,
-    "end_ns": int,
-    "energy_mj": int,
-    "overhead_mj": int,
-    "slice_ns": int,
-    "provenance": str,
+    **_HEAD,
+    **dict.fromkeys(("site", "provenance"), str),
+    **dict.fromkeys(("start_ns", "end_ns", "energy_mj", "overhead_mj", "slice_ns"), int),
     "ended": bool,
-    "salt": str,
 }
+BESIDE = {
+    "carbon_ug": ("carbon_ug", "lines.power.carbon_ug"),
+    "market_ug": ("lines.power.market_ug",),
+    "water_ul": ("lines.site.water_ul",),
+    "embodied_ug": ("lines.device.embodied_ug",),
+}
+"""What an energy record may know, and where its sum is shown."""
+RECORD = ("site", "corrects", "energy_mj", "overhead_mj", "slice_ns", *BESIDE)
+"""What a receipt shows of each record when one of them is a correction."""
 # Groups of the view that the leaf states whole: a figure in them that the leaf does not have is as wrong as another.
-_WHOLE = ("usage.", "model.")
+_WHOLE = ("usage.", "model.", "records.")
 _PLACE = ("ran_at.site", "ran_at.entity")
 
 
@@ -77,8 +61,8 @@ def settlement(leaf: Any) -> Object:
 def energy(leaf: Any) -> Object:
     """The leaf, if it has the form of an energy record's. Raises BadBundle."""
     _versioned(leaf, "the leaf of an energy record")
-    found = shaped(leaf, "the leaf of an energy record", _ENERGY, {"carbon_ug": int})
-    if found["kind"] != "energy":
+    found = shaped(leaf, "the leaf of an energy record", _ENERGY, dict.fromkeys((*BESIDE, "corrects"), int))
+    if found["kind"] != "energy" or not 0 <= found["start_ns"] <= found["end_ns"] < NS_MAX:
         raise BadBundle("the leaf of an energy record is of another kind")
     return found
 
@@ -114,20 +98,30 @@ def _settled(leaf: Object) -> Object:
 
 
 def _metered(leaves: list[Object]) -> Object:
-    """The final energy of a receipt: the sums over its intervals."""
+    """The final energy of a receipt: the sums over its intervals and their corrections."""
     energy_mj, overhead_mj = sum(e["energy_mj"] for e in leaves), sum(e["overhead_mj"] for e in leaves)
     shown: Object = {
         "status": "final",
         "energy_mj": energy_mj + overhead_mj,
         "lines.power.energy_mj": energy_mj,
-        "lines.power.provenance": min(leaves, key=lambda e: e["start_ns"])["provenance"],
+        "lines.power.provenance": min(leaves, key=_first)["provenance"],
         "lines.site.overhead_mj": overhead_mj,
         "lines.device.slice_us": sum(e["slice_ns"] for e in leaves) // NS_PER_US,
     }
-    known = [e["carbon_ug"] for e in leaves if "carbon_ug" in e]
-    if known:
-        shown["carbon_ug"] = shown["lines.power.carbon_ug"] = sum(known)
+    for name, paths in BESIDE.items():
+        if known := [e[name] for e in leaves if name in e]:
+            shown |= dict.fromkeys(paths, sum(known))
+    if any("corrects" in e for e in leaves):
+        for at, leaf in enumerate(leaves):
+            said = {name: leaf[name] for name in RECORD if name in leaf} | {"provenance": leaf["provenance"]}
+            said |= {"start": utc_text(leaf["start_ns"]), "end": utc_text(leaf["end_ns"])}
+            shown |= {f"records.{at}.{name}": figure for name, figure in said.items()}
     return shown
+
+
+def _first(leaf: Object) -> tuple[int, str, int]:
+    """The receipt's first interval, as it was corrected last."""
+    return leaf["start_ns"], leaf["site"], -leaf.get("corrects", 0)
 
 
 def expected(leaf: Object, energies: list[Object]) -> Object:
@@ -157,8 +151,9 @@ def differences(view: Object, leaf: Object, energies: list[Object], account_salt
             yield f"{path} is {shown!r}, the leaf has no such figure"
     if "status" not in states and view.get("status") == "final":
         yield "status is 'final', and no leaf has the energy record of the request's end"
-    if "status" in states and "carbon_ug" not in states and "carbon_ug" in view:
-        yield f"carbon_ug is {view['carbon_ug']!r}, the leaves know no carbon"
+    for path in itertools.chain(*BESIDE.values()) if "status" in states else ():
+        if path in view and path not in states:
+            yield f"{path} is {view[path]!r}, the leaves do not know it"
 
 
 def unproven(view: Object, leaf: Object, energies: list[Object]) -> list[str]:

@@ -19,7 +19,9 @@ from msgspec.structs import astuple
 from tokenworks.core.errors import DataDirError
 from tokenworks.core.ids import Entropy
 from tokenworks.core.words import BUCKETS, EnergyLine, Interval
+from tokenworks.exchange.log.figures import BESIDE
 from tokenworks.exchange.log.files import create_private, read_private
+from tokenworks.exchange.log.plain import keyed_hash, text_hash
 from tokenworks.exchange.words import Settlement
 
 VERSION = 1
@@ -102,19 +104,10 @@ def account_salt(secret: bytes, account: str) -> bytes:
     return hmac.digest(secret, f"account\0{account}".encode(), "sha256")
 
 
-def pseudonym(account: str, salt: bytes) -> str:
-    """How leaves name an account."""
-    return hmac.digest(salt, account.encode(), "sha256").hex()
-
-
 @lru_cache(maxsize=ACCOUNTS_REMEMBERED)
 def _pseudonym(secret: bytes, account: str) -> str:
-    return pseudonym(account, account_salt(secret, account))
-
-
-def id_hash(receipt: str) -> str:
-    """How leaves name a receipt."""
-    return hashlib.sha256(receipt.encode()).hexdigest()
+    """How leaves name an account."""
+    return keyed_hash(account, account_salt(secret, account))
 
 
 def canonical(leaf: Leaf) -> bytes:
@@ -138,7 +131,7 @@ def settlement_leaf(log: Identity, settled: Settlement, totals: Totals) -> Leaf:
         "account_seq": totals.seq,
         "cum_ustu": totals.ustu,
         "cum_nano": totals.nano,
-        "receipt": id_hash(settled.receipt),
+        "receipt": text_hash(settled.receipt),
         "model": settled.model_served,
         "model_asked": settled.model_asked,
         "rate_card": settled.rate_card,
@@ -160,12 +153,12 @@ def settlement_leaf(log: Identity, settled: Settlement, totals: Totals) -> Leaf:
 
 
 def energy_leaf(log: Identity, line: EnergyLine, interval: Interval) -> Leaf:
-    """The leaf of one request's part of one interval."""
+    """The leaf of one request's part of one interval, or of a correction of it."""
     leaf: Leaf = {
         "v": VERSION,
         "kind": "energy",
         "log": log.origin,
-        "receipt": id_hash(line.receipt),
+        "receipt": text_hash(line.receipt),
         "site": interval.site,
         "start_ns": interval.start_ns,
         "end_ns": interval.end_ns,
@@ -174,8 +167,10 @@ def energy_leaf(log: Identity, line: EnergyLine, interval: Interval) -> Leaf:
         "slice_ns": line.slice_ns,
         "provenance": interval.meter.value,
         "ended": line.ended,
-        "salt": _salt(log.secret, b"energy", line.receipt, interval.site, str(interval.start_ns)),
     }
-    if line.carbon_ug is not None:
-        leaf["carbon_ug"] = line.carbon_ug
-    return leaf
+    leaf |= {name: figure for name in BESIDE if (figure := getattr(line, name)) is not None}
+    place = [line.receipt, interval.site, str(interval.start_ns)]
+    if interval.corrects:
+        leaf["corrects"] = interval.corrects
+        place.append(str(interval.corrects))
+    return leaf | {"salt": _salt(log.secret, b"energy", *place)}

@@ -152,20 +152,25 @@ def root_at(nodes: Nodes, size: int) -> bytes:
     return _range_root(nodes, 0, size)
 
 
+def _beside(nodes: Nodes, index: int, size: int, end_at: int) -> tuple[list[bytes], int, int]:
+    """The way down to a leaf, or to the subtree around it that ends at a size: the roots beside it, and its range."""
+    start, end, beside = 0, size, []
+    while end - start > 1 and end != end_at:
+        middle = _split(start, end)
+        if index < middle:
+            beside.append(_range_root(nodes, middle, end))
+            end = middle
+        else:
+            beside.append(_range_root(nodes, start, middle))
+            start = middle
+    return beside, start, end
+
+
 def inclusion_proof(nodes: Nodes, index: int, size: int) -> list[bytes]:
     """The hashes that lead from a leaf to the root of that size, nearest first. Raises NotInTree and NodeMissing."""
     if not 0 <= index < size:
         raise NotInTree(f"there is no leaf {index} in a log of {size}")
-    start, end, proof = 0, size, []
-    while end - start > 1:
-        middle = _split(start, end)
-        if index < middle:
-            proof.append(_range_root(nodes, middle, end))
-            end = middle
-        else:
-            proof.append(_range_root(nodes, start, middle))
-            start = middle
-    return proof[::-1]
+    return _beside(nodes, index, size, 0)[0][::-1]
 
 
 def consistency_proof(nodes: Nodes, old: int, new: int) -> list[bytes]:
@@ -177,15 +182,7 @@ def consistency_proof(nodes: Nodes, old: int, new: int) -> list[bytes]:
         raise NotInTree(f"a log of {new} leaves does not go on from one of {old}")
     if old in (0, new):
         return []
-    start, end, proof = 0, new, []
-    while old != end:
-        middle = _split(start, end)
-        if old <= middle:
-            proof.append(_range_root(nodes, middle, end))
-            end = middle
-        else:
-            proof.append(_range_root(nodes, start, middle))
-            start = middle
+    proof, start, end = _beside(nodes, old - 1, new, old)
     if start:  # otherwise the last hash would be the old root, which the verifier has
         proof.append(_range_root(nodes, start, end))
     return proof[::-1]
@@ -195,22 +192,28 @@ def _are_hashes(*hashes: bytes) -> bool:
     return len(hashes) <= PROOF_MAX + 2 and all(len(each) == HASH_BYTES for each in hashes)
 
 
+def _climb(place: int, last: int, node: bytes, proof: Sequence[bytes]) -> tuple[bytes, bytes] | None:
+    """From a node up: the root of the tree that ends with it, and of the whole. None: the proof has another length."""
+    older = newer = node
+    for beside in proof:
+        if last == 0:
+            return None
+        if place & 1 or place == last:
+            older, newer = node_hash(beside, older), node_hash(beside, newer)
+            while place and not place & 1:  # a right edge that is not full: these levels have nothing beside
+                place, last = place >> 1, last >> 1
+        else:
+            newer = node_hash(newer, beside)
+        place, last = place >> 1, last >> 1
+    return (older, newer) if last == 0 else None
+
+
 def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> bool:
     """Whether the leaf hash stands at ``index`` in the tree of that root. The size must come from a checkpoint."""
     if not 0 <= index < size or not _are_hashes(leaf, root, *proof):
         return False
-    place, last, found = index, size - 1, leaf
-    for beside in proof:
-        if last == 0:
-            return False
-        if place & 1 or place == last:
-            found = node_hash(beside, found)
-            while place and not place & 1:  # a right edge that is not full: these levels have nothing beside
-                place, last = place >> 1, last >> 1
-        else:
-            found = node_hash(found, beside)
-        place, last = place >> 1, last >> 1
-    return last == 0 and found == root
+    found = _climb(index, size - 1, leaf, proof)
+    return found is not None and found[1] == root
 
 
 def verify_consistency(old_size: int, old_root: bytes, new_size: int, new_root: bytes, proof: Sequence[bytes]) -> bool:
@@ -222,20 +225,8 @@ def verify_consistency(old_size: int, old_root: bytes, new_size: int, new_root: 
     if old_size == 0:
         return not proof and old_root == EMPTY_ROOT
     hashes = list(proof) if old_size & (old_size - 1) else [old_root, *proof]
-    if not hashes:
-        return False
-    place, last = old_size - 1, new_size - 1
-    while place & 1:
-        place, last = place >> 1, last >> 1
-    older = newer = hashes[0]
-    for beside in hashes[1:]:
-        if last == 0:
-            return False
-        if place & 1 or place == last:
-            older, newer = node_hash(beside, older), node_hash(beside, newer)
-            while place and not place & 1:
-                place, last = place >> 1, last >> 1
-        else:
-            newer = node_hash(newer, beside)
-        place, last = place >> 1, last >> 1
-    return last == 0 and older == old_root and newer == new_root
+    level = (old_size & -old_size).bit_length() - 1  # of the last complete subtree of the old tree
+    return bool(hashes) and _climb((old_size - 1) >> level, (new_size - 1) >> level, hashes[0], hashes[1:]) == (
+        old_root,
+        new_root,
+    )

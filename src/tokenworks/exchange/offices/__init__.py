@@ -8,12 +8,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from tokenworks.core.clock import Clock
 from tokenworks.core.errors import BadRequest, nearest
+from tokenworks.exchange import report
 from tokenworks.exchange.offices import clearing, outside, people, reading, sales
 from tokenworks.exchange.service import LedgerService
 from tokenworks.exchange.words import Lease
@@ -35,7 +35,7 @@ def hello(
 
 
 def lease(
-    service: LedgerService, clock: Clock, writer: str, epoch: int, wanted: dict[str, int], returned: dict[str, int]
+    service: LedgerService, writer: str, epoch: int, wanted: dict[str, int], returned: dict[str, int]
 ) -> list[Lease]:
     """A gateway's heartbeat, and its call for more."""
     return service.lease(writer, epoch, wanted, returned)
@@ -50,7 +50,7 @@ OFFICES: dict[str, Office] = {
         *(sales.packages, sales.package_define, sales.grant_sell, sales.grant_refund, sales.grant_upgrade),
         *(sales.entity_set, clearing.statements, clearing.statement, clearing.statement_issue),
         *(clearing.statement_dispute, clearing.dispute_answer, clearing.statements_net, clearing.pair_settle),
-        *(reading.receipt, reading.receipts, reading.books, reading.cake, reading.sold, reading.entries),
+        *(report.receipt, reading.receipts, report.books, report.cake, reading.sold, reading.entries),
         *(reading.log_checkpoint, reading.log_proof, reading.receipt_export, reading.describe_site),
         *(outside.organization_usage, outside.organization_costs),
     )
@@ -59,7 +59,7 @@ INSIDE = ("lease", "describe_site")
 """What gateways tell the ledger; not for administrators."""
 
 
-def describe(service: LedgerService, clock: Clock) -> dict[str, Any]:
+def describe(service: LedgerService) -> dict[str, Any]:
     """All offices for administrators, as OpenAPI."""
     return outside.openapi({name: office for name, office in OFFICES.items() if name not in (*INSIDE, "describe")})
 
@@ -67,16 +67,16 @@ def describe(service: LedgerService, clock: Clock) -> dict[str, Any]:
 OFFICES["describe"] = describe
 
 
-def answer(service: LedgerService, clock: Clock, method: str, params: dict[str, Any]) -> Any:
-    """Do what was asked. Raises BadRequest for an unknown method, TypeError for wrong parameters."""
+def answer(service: LedgerService, method: str, params: dict[str, Any]) -> Any:
+    """Do what was asked. Raises BadRequest for an unknown method or parameter, and for one of another type."""
     office = OFFICES.get(method)
     if office is None:
         raise BadRequest(f"the ledger has no office {method!r}")
-    return office(service, clock, **_checked(office, method, params))
+    return office(service, **_checked(office, method, params))
 
 
 def _checked(office: Office, method: str, params: dict[str, Any]) -> dict[str, Any]:
-    """The parameters, when they are of the office's names and types: what is wrong must not come into a journal."""
+    """The parameters as the office's types, under its names: what is wrong must not come into a journal."""
     known, hints = _parameters(office)
     for name in params:
         if name not in known:
@@ -86,16 +86,22 @@ def _checked(office: Office, method: str, params: dict[str, Any]) -> dict[str, A
     for name, required in known.items():
         if required and name not in params:
             raise BadRequest(f"{method} needs {name}", param=name)
+    made = {}
     for name, value in params.items():
         try:
-            msgspec.convert(value, hints[name])
+            made[name] = msgspec.convert(value, hints[name])
         except msgspec.ValidationError as error:
-            raise BadRequest(f"{name} is wrong: {error}", param=name) from None
-    return params
+            raise BadRequest(f"{name} is wrong: {error}", hint=_choices(hints[name]), param=name) from None
+    return made
+
+
+def _choices(hint: Any) -> str | None:
+    words = [word for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal for word in get_args(kind)]
+    return f"one of: {', '.join(words)}" if words else None
 
 
 @cache
 def _parameters(office: Office) -> tuple[dict[str, bool], dict[str, Any]]:
-    """Name -> is required, and name -> type, of what comes after service and clock."""
-    parameters = list(inspect.signature(office).parameters.values())[2:]
+    """Name -> is required, and name -> type, of what comes after the service."""
+    parameters = list(inspect.signature(office).parameters.values())[1:]
     return {each.name: each.default is each.empty for each in parameters}, get_type_hints(office)

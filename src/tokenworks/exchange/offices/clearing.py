@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from tokenworks.core.clock import Clock, utc_text
+from tokenworks.core.clock import utc_text
 from tokenworks.core.errors import BadRequest
 from tokenworks.core.ids import new_id
 from tokenworks.exchange.calendar import window_start_ns
@@ -28,7 +28,7 @@ from tokenworks.exchange.settlement import digest, since_of, taken_back
 PAGE_ROWS_MAX = 5_000
 
 
-def statements(service: LedgerService, clock: Clock) -> dict[str, Any]:
+def statements(service: LedgerService) -> dict[str, Any]:
     """Statements with what is due of them, what no statement has yet, disputes and nettings."""
     service.catch_up()
     state = service.state
@@ -53,9 +53,7 @@ def _due(service: LedgerService, of: Statement) -> dict[str, Any]:
     return {**msgspec.structs.asdict(of), **due}
 
 
-def statement(
-    service: LedgerService, clock: Clock, statement: str, after: str = "", limit: int = PAGE_ROWS_MAX
-) -> dict[str, Any]:
+def statement(service: LedgerService, statement: str, after: str = "", limit: int = PAGE_ROWS_MAX) -> dict[str, Any]:
     """One statement, its disputes, and its lines a page at a time."""
     of = find(statement, service.state.statements, "statement")
     page = {"id": of.id, "entity": of.entity, "home": of.home, "until_ns": of.until_ns, "after": after}
@@ -71,13 +69,13 @@ def _unstated(service: LedgerService, pair: dict[str, Any]) -> Iterator[tuple[An
         after = rows[-1][0]
 
 
-def statement_issue(service: LedgerService, clock: Clock, until_ns: int | None = None) -> list[dict[str, Any]]:
+def statement_issue(service: LedgerService, until_ns: int | None = None) -> list[dict[str, Any]]:
     """State what was served before a day in UTC, without one before this month: a statement for each pair of entities.
 
     What is stated already is not stated again, so a retry is safe.
     """
     service.catch_up()
-    now_ns, issued = clock.now_ns(), []
+    now_ns, issued = service.clock.now_ns(), []
     until_ns = window_start_ns("month", now_ns) if until_ns is None else until_ns
     if until_ns != window_start_ns("day", until_ns) or not 0 < until_ns <= now_ns:
         raise BadRequest("a statement ends with a whole day in UTC that is over", param="until_ns")
@@ -99,7 +97,6 @@ def statement_issue(service: LedgerService, clock: Clock, until_ns: int | None =
 
 def statement_dispute(
     service: LedgerService,
-    clock: Clock,
     statement: str,
     reason: str,
     nano: int = 0,
@@ -107,24 +104,22 @@ def statement_dispute(
     dispute: str | None = None,
 ) -> dict[str, Any]:
     """Refuse a part of a statement. The same ``dispute`` id twice is one dispute."""
-    now_ns = clock.now_ns()
+    now_ns = service.clock.now_ns()
     name = check_name(dispute or new_id("dspt", now_ns), "a dispute")
     service.submit(OpenDispute(id=name, statement=statement, ustu=ustu, nano=nano, reason=reason, at_ns=now_ns))
     return {"dispute": name, "status": service.state.disputes[name].state}
 
 
-def dispute_answer(
-    service: LedgerService, clock: Clock, dispute: str, accepted: bool, answer: str = ""
-) -> dict[str, Any]:
+def dispute_answer(service: LedgerService, dispute: str, accepted: bool, answer: str = "") -> dict[str, Any]:
     """Accept a dispute, and its part is taken back; or reject it, and the whole stays due."""
-    service.submit(AnswerDispute(id=dispute, accepted=accepted, answer=answer, at_ns=clock.now_ns()))
+    service.submit(AnswerDispute(id=dispute, accepted=accepted, answer=answer, at_ns=service.clock.now_ns()))
     return {"dispute": dispute, "status": service.state.disputes[dispute].state}
 
 
-def statements_net(service: LedgerService, clock: Clock, netting: str | None = None) -> Netting | None:
+def statements_net(service: LedgerService, netting: str | None = None) -> Netting | None:
     """Set off all statements without an open dispute: one figure for each pair of entities. None: there are none."""
     service.catch_up()
-    state, now_ns = service.state, clock.now_ns()
+    state, now_ns = service.state, service.clock.now_ns()
     name = check_name(netting or new_id("netg", now_ns), "a netting")
     if name in state.nettings:
         return state.nettings[name]
@@ -137,10 +132,8 @@ def statements_net(service: LedgerService, clock: Clock, netting: str | None = N
     return service.state.nettings[name]
 
 
-def pair_settle(
-    service: LedgerService, clock: Clock, netting: str, debtor: str, creditor: str, reference: str
-) -> dict[str, Any]:
+def pair_settle(service: LedgerService, netting: str, debtor: str, creditor: str, reference: str) -> dict[str, Any]:
     """Note that one pair's figure was paid; the same reference again changes nothing."""
-    now_ns = clock.now_ns()
+    now_ns = service.clock.now_ns()
     service.submit(SettlePair(id=netting, debtor=debtor, creditor=creditor, reference=reference, at_ns=now_ns))
     return {"netting": netting, "debtor": debtor, "creditor": creditor, "status": "settled"}

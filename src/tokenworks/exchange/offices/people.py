@@ -6,12 +6,11 @@ from typing import Any
 
 import msgspec
 
-from tokenworks.core.clock import Clock
 from tokenworks.core.errors import LedgerRefused
 from tokenworks.core.ids import new_key
 from tokenworks.exchange.budget import burn_order
 from tokenworks.exchange.clearing_words import OPERATOR
-from tokenworks.exchange.offices.checks import check_choice, check_name, find
+from tokenworks.exchange.offices.checks import check_name, find
 from tokenworks.exchange.service import LedgerService
 from tokenworks.exchange.words import (
     Account,
@@ -27,7 +26,7 @@ from tokenworks.exchange.words import (
 )
 
 
-def accounts(service: LedgerService, clock: Clock) -> list[dict[str, Any]]:
+def accounts(service: LedgerService) -> list[dict[str, Any]]:
     """All accounts with their budgets and grants."""
     service.catch_up()
     state = service.state
@@ -49,17 +48,13 @@ def _budget(service: LedgerService, budget: Budget) -> dict[str, Any]:
     windowed = budget.window != "none"
     return {
         **msgspec.structs.asdict(budget),
-        "spent_nano": tally.spent_nano,
-        "spent_ustu": tally.spent_ustu,
-        "held_nano": tally.held_nano,
-        "held_ustu": tally.held_ustu,
+        **{name: getattr(tally, name) for name in ("spent_nano", "spent_ustu", "held_nano", "held_ustu")},
         **({"window_spent_nano": tally.window_nano, "window_spent_ustu": tally.window_ustu} if windowed else {}),
     }
 
 
 def account_create(
     service: LedgerService,
-    clock: Clock,
     account: str,
     name: str | None = None,
     limit_nano: int | None = None,
@@ -73,15 +68,13 @@ def account_create(
 ) -> dict[str, Any]:
     """Open an account with a root budget of the same id. ``home`` is the entity that sells to it."""
     check_name(account, "an account")
-    check_choice(window, Window, "window")
-    check_choice(overage, Overage, "overage")
     if account in service.state.budgets:
         return {"account": account, "status": "already_opened"}
     # The account is there without its budget when the disk was full between the two: then it is opened to the end.
     new = Account(
         id=account,
         name=name or account,
-        opened_ns=clock.now_ns(),
+        opened_ns=service.clock.now_ns(),
         overage=overage,
         clamp=clamp,
         price_class=price_class,
@@ -98,14 +91,14 @@ def account_create(
         window=window,
     )
     service.submit(
-        OpenAccount(account=service.state.accounts.get(account, new)), SetBudget(budget=root, at_ns=clock.now_ns())
+        OpenAccount(account=service.state.accounts.get(account, new)),
+        SetBudget(budget=root, at_ns=service.clock.now_ns()),
     )
     return {"account": account, "status": "opened"}
 
 
 def account_set(
     service: LedgerService,
-    clock: Clock,
     account: str,
     overage: Overage | None = None,
     clamp: bool | None = None,
@@ -114,8 +107,6 @@ def account_set(
 ) -> dict[str, Any]:
     """Change an account's terms."""
     old = find(account, service.state.accounts, "account")
-    if overage is not None:
-        check_choice(overage, Overage, "overage")
     models = None if cheaper is None else tuple(cheaper)
     changes = {"overage": overage, "clamp": clamp, "price_class": price_class, "cheaper": models}
     new = msgspec.structs.replace(old, **{name: value for name, value in changes.items() if value is not None})
@@ -125,7 +116,6 @@ def account_set(
 
 def budget_set(
     service: LedgerService,
-    clock: Clock,
     budget: str,
     parent: str | None = None,
     limit_nano: int | None = None,
@@ -137,7 +127,6 @@ def budget_set(
     """Set the limits of a budget, or make a new one below a parent. A limit that is None binds nothing."""
     old = service.state.budgets.get(budget)
     window = window or (old.window if old else "none")
-    check_choice(window, Window, "window")
     if old is not None and old.closed_ns is not None:
         raise LedgerRefused(f"budget {budget!r} is closed", hint="make another one")
     if old is None:
@@ -158,49 +147,40 @@ def budget_set(
         carved=old.carved if old else carved,
         expires_ns=expires_ns,
     )
-    service.submit(SetBudget(budget=made, at_ns=clock.now_ns()))
+    service.submit(SetBudget(budget=made, at_ns=service.clock.now_ns()))
     return {"budget": budget, "status": "changed" if old else "made"}
 
 
-def budget_close(service: LedgerService, clock: Clock, budget: str) -> dict[str, Any]:
+def budget_close(service: LedgerService, budget: str) -> dict[str, Any]:
     """Close a budget: it refuses new holds, what is in flight may still settle, a carved rest returns to its parent."""
     old = find(budget, service.state.budgets, "budget")
     if old.closed_ns is not None:
         return {"budget": budget, "status": "already_closed"}
-    now_ns = clock.now_ns()
+    now_ns = service.clock.now_ns()
     service.submit(SetBudget(budget=msgspec.structs.replace(old, closed_ns=now_ns), at_ns=now_ns))
     return {"budget": budget, "status": "closed"}
 
 
-def keys(service: LedgerService, clock: Clock, account: str | None = None) -> list[dict[str, Any]]:
+def keys(service: LedgerService, account: str | None = None) -> list[dict[str, Any]]:
     """All keys, or one account's: never the secrets."""
     service.catch_up()
-    return [
-        {
-            "id": k.id,
-            "account": k.account,
-            "budget": k.budget,
-            "role": k.role,
-            "made_ns": k.made_ns,
-            "revoked_ns": k.revoked_ns,
-        }
-        for k in service.state.keys.values()
-        if account in (None, k.account)
-    ]
+    shown = ("id", "account", "budget", "role", "made_ns", "revoked_ns")
+    found = (key for key in service.state.keys.values() if account in (None, key.account))
+    return [{name: getattr(key, name) for name in shown} for key in found]
 
 
-def key_create(service: LedgerService, clock: Clock, budget: str, role: Role = "user") -> dict[str, Any]:
+def key_create(service: LedgerService, budget: str, role: Role = "user") -> dict[str, Any]:
     """A new key that spends from a budget. The key itself is in this answer and nowhere else."""
     found = find(budget, service.state.budgets, "budget")
     key_id, key, hashed = new_key()
-    made = Key(id=key_id, hash=hashed, account=found.account, budget=budget, role=role, made_ns=clock.now_ns())
+    made = Key(id=key_id, hash=hashed, account=found.account, budget=budget, role=role, made_ns=service.clock.now_ns())
     service.submit(AddKey(key=made))
     return {"id": key_id, "key": key, "account": found.account, "budget": budget, "role": role}
 
 
-def key_revoke(service: LedgerService, clock: Clock, key: str) -> dict[str, Any]:
+def key_revoke(service: LedgerService, key: str) -> dict[str, Any]:
     """The key stops working at every gateway at once."""
     found = service.state.keys.get(key)
     already = found is not None and found.revoked_ns is not None
-    service.submit(RevokeKey(key=key, at_ns=clock.now_ns()))
+    service.submit(RevokeKey(key=key, at_ns=service.clock.now_ns()))
     return {"id": key, "status": "already_revoked" if already else "revoked"}

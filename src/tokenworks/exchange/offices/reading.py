@@ -6,10 +6,9 @@ from typing import Any
 
 import msgspec
 
-from tokenworks.core.clock import Clock
 from tokenworks.core.errors import BadRequest
 from tokenworks.exchange import report
-from tokenworks.exchange.exports.sold import Credit, purchase_of, sold_of
+from tokenworks.exchange.exports.sold import Credit, like, purchase_of, sold_of
 from tokenworks.exchange.service import LedgerService
 from tokenworks.exchange.words import DescribeSite, Grant, SiteFacts, decode_settlement
 
@@ -19,40 +18,23 @@ BUNDLE_RECEIPTS_MAX = 1_000
 FOR_EVER_NS = 1 << 62
 
 
-def receipt(service: LedgerService, clock: Clock, receipt: str, account: str | None, operator: bool) -> dict[str, Any]:
-    """One receipt."""
-    return report.receipt(service, receipt, account, operator=operator)
-
-
-def receipts(service: LedgerService, clock: Clock, account: str | None = None, limit: int = 20) -> list[str]:
+def receipts(service: LedgerService, account: str | None = None, limit: int = 20) -> list[str]:
     """Ids of the latest receipts, newest first."""
     service.catch_up()
     limit = max(1, min(limit, RECEIPTS_LISTED_MAX))
     return [found for (found,) in service.store.rows("recent_receipts", account=account, limit=limit)]
 
 
-def books(service: LedgerService, clock: Clock) -> dict[str, Any]:
-    """The trial balance."""
-    return report.books(service)
-
-
-def cake(service: LedgerService, clock: Clock, since_ns: int = 0) -> dict[str, Any]:
-    """What the tokens of a period cost."""
-    return report.cake(service, since_ns)
-
-
-def describe_site(service: LedgerService, clock: Clock, facts: dict[str, Any]) -> dict[str, Any]:
+def describe_site(service: LedgerService, facts: SiteFacts) -> dict[str, Any]:
     """Note a site's facts when they differ from the last."""
-    new = msgspec.convert(facts, SiteFacts)
-    if service.state.sites.get(new.site) == new:
-        return {"site": new.site, "status": "already_described"}
-    service.submit(DescribeSite(facts=new, at_ns=clock.now_ns()))
-    return {"site": new.site, "status": "described"}
+    if service.state.sites.get(facts.site) == facts:
+        return {"site": facts.site, "status": "already_described"}
+    service.submit(DescribeSite(facts=facts, at_ns=service.clock.now_ns()))
+    return {"site": facts.site, "status": "described"}
 
 
 def sold(
     service: LedgerService,
-    clock: Clock,
     account: str | None = None,
     since_ns: int = 0,
     until_ns: int = FOR_EVER_NS,
@@ -90,11 +72,11 @@ def _beside(service: LedgerService, account: str | None, since_ns: int, until_ns
     grants = [g for g in state.grants.values() if account in (None, g.account)]
     bought = [g for g in grants if since_ns <= g.created_ns < until_ns]
     ended = [g for g in grants if g.refund_nano and g.ended_ns is not None and since_ns <= g.ended_ns < until_ns]
-    name = store.currency()
+    unit = store.currency()
     found: dict[str, Any] = {
         "grants": grants,
-        "purchases": [purchase_of(g, name, state.accounts[g.account].name) for g in bought],
-        "credits": [_credit(g, name, state.accounts[g.account].name) for g in ended],
+        "purchases": [purchase_of(g, unit, state.accounts[g.account].name) for g in bought],
+        "credits": [_credit(g, unit, state.accounts[g.account].name) for g in ended],
     }
     if account is not None:
         owed = store.rows("owed_change", account=f"customer/{account}", since_ns=since_ns, until_ns=until_ns)
@@ -103,20 +85,12 @@ def _beside(service: LedgerService, account: str | None, since_ns: int, until_ns
 
 
 def _credit(grant: Grant, currency: str, account_name: str) -> Credit:
-    return Credit(
-        id=grant.id,
-        account=grant.account,
-        account_name=account_name,
-        nano=grant.refund_nano,
-        currency=currency,
-        at_ns=grant.ended_ns or 0,
-        reason=f"refund of package {grant.package}",
-    )
+    said = {"reason": f"refund of package {grant.package}", "nano": grant.refund_nano, "at_ns": grant.ended_ns or 0}
+    return like(grant, Credit, account_name=account_name, currency=currency, **said)
 
 
 def entries(
     service: LedgerService,
-    clock: Clock,
     account: str | None = None,
     since_ns: int = 0,
     until_ns: int = FOR_EVER_NS,
@@ -132,7 +106,7 @@ def entries(
     return {"rows": rows, "next": found[-1][0] if len(found) == limit else None}
 
 
-def log_checkpoint(service: LedgerService, clock: Clock) -> dict[str, Any]:
+def log_checkpoint(service: LedgerService) -> dict[str, Any]:
     """The log's latest checkpoint, signed now, and the key to check it with."""
     service.catch_up()
     service.checkpoint()
@@ -144,7 +118,7 @@ def log_checkpoint(service: LedgerService, clock: Clock) -> dict[str, Any]:
     }
 
 
-def log_proof(service: LedgerService, clock: Clock, old: int, new: int) -> list[str]:
+def log_proof(service: LedgerService, old: int, new: int) -> list[str]:
     """The proof that the log of size ``new`` goes on from the one of size ``old``, as hexadecimal hashes."""
     service.catch_up()
     if not 0 <= old <= new <= service.log.size:
@@ -152,7 +126,7 @@ def log_proof(service: LedgerService, clock: Clock, old: int, new: int) -> list[
     return [node.hex() for node in service.log.proof(old, new)]
 
 
-def receipt_export(service: LedgerService, clock: Clock, receipts: list[str]) -> str:
+def receipt_export(service: LedgerService, receipts: list[str]) -> str:
     """Receipts of one account as a bundle that its owner can check offline."""
     service.catch_up()
     if not 0 < len(receipts) <= BUNDLE_RECEIPTS_MAX:

@@ -6,33 +6,29 @@ from typing import Any
 
 import msgspec
 
-from tokenworks.core.clock import Clock
 from tokenworks.core.errors import LedgerRefused
 from tokenworks.core.ids import new_id
-from tokenworks.exchange.offices.checks import check_name, convert, find
+from tokenworks.exchange.offices.checks import check_name, find
 from tokenworks.exchange.service import LedgerService
 from tokenworks.exchange.words import DefinePackage, EndGrant, Entity, Grant, Package, SellGrant, SetEntity
 
 
-def packages(service: LedgerService, clock: Clock) -> list[dict[str, Any]]:
+def packages(service: LedgerService) -> list[dict[str, Any]]:
     """Packages on offer."""
     service.catch_up()
     return [msgspec.structs.asdict(package) for package in service.state.packages.values()]
 
 
-def package_define(service: LedgerService, clock: Clock, package: dict[str, Any]) -> dict[str, Any]:
+def package_define(service: LedgerService, package: Package) -> dict[str, Any]:
     """Put a package on offer, or change its terms for later sales."""
-    made = convert(package, Package)
-    check_name(made.code, "a package")
-    known = service.state.packages.get(made.code)
-    if known != made:
-        service.submit(DefinePackage(package=made))
-    return {"package": made.code, "status": "already_defined" if known == made else "changed" if known else "defined"}
+    code, known = check_name(package.code, "a package"), service.state.packages.get(package.code)
+    if known != package:
+        service.submit(DefinePackage(package=package))
+    return {"package": code, "status": "already_defined" if known == package else "changed" if known else "defined"}
 
 
 def grant_sell(
     service: LedgerService,
-    clock: Clock,
     account: str,
     package: str,
     grant: str | None = None,
@@ -44,7 +40,7 @@ def grant_sell(
     find(account, service.state.accounts, "account")
     if budget is not None and find(budget, service.state.budgets, "budget").closed_ns is not None:
         raise LedgerRefused(f"budget {budget!r} is closed", hint="sell it to another")
-    now_ns = clock.now_ns()
+    now_ns = service.clock.now_ns()
     name = grant or new_id("grnt", now_ns)
     if name in service.state.grants:
         return {"grant": name, "status": "already_sold"}
@@ -69,28 +65,26 @@ def grant_sell(
 
 
 def grant_refund(
-    service: LedgerService, clock: Clock, grant: str, refund_nano: int | None = None, reason: str = "refund"
+    service: LedgerService, grant: str, refund_nano: int | None = None, reason: str = "refund"
 ) -> dict[str, Any]:
     """End a grant and give money back: without an amount, the price of what was not used."""
     old = find(grant, service.state.grants, "grant")
     left_nano = old.price_nano - old.price_nano * old.used_ustu // old.size_ustu
     amount = left_nano if refund_nano is None else refund_nano
-    service.submit(EndGrant(grant=grant, refund_nano=amount, reason=reason, at_ns=clock.now_ns()))
+    service.submit(EndGrant(grant=grant, refund_nano=amount, reason=reason, at_ns=service.clock.now_ns()))
     return {"grant": grant, "status": "refunded", "refund_nano": amount}
 
 
-def grant_upgrade(service: LedgerService, clock: Clock, grant: str, package: str) -> dict[str, Any]:
+def grant_upgrade(service: LedgerService, grant: str, package: str) -> dict[str, Any]:
     """Change to another package: what is left of the old one is refunded whole, the new one is sold at its price."""
     old = find(grant, service.state.grants, "grant")
     find(package, service.state.packages, "package")
-    refunded = grant_refund(service, clock, grant, reason=f"upgrade to {package}")
-    sold = grant_sell(service, clock, old.account, package, budget=old.budget or None)
+    refunded = grant_refund(service, grant, reason=f"upgrade to {package}")
+    sold = grant_sell(service, old.account, package, budget=old.budget or None)
     return {"grant": sold["grant"], "status": "upgraded", "from": grant, "refund_nano": refunded["refund_nano"]}
 
 
-def entity_set(
-    service: LedgerService, clock: Clock, entity: str, fee_permille: int = 0, own: bool = False
-) -> dict[str, Any]:
+def entity_set(service: LedgerService, entity: str, fee_permille: int = 0, own: bool = False) -> dict[str, Any]:
     """Note an owner of sites and the fee kept from what they earn."""
     new = Entity(name=check_name(entity, "an entity"), fee_permille=fee_permille, own=own)
     if service.state.entities.get(entity) == new:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from tokenworks.core.words import Interval, Work
+from tokenworks.core.words import CORRECTABLE, FIGURES, EnergyLine, Interval, Work
 from tokenworks.exchange.clearing_words import ClearingCommand
 from tokenworks.exchange.journal import START, Position
 from tokenworks.exchange.log.leaves import Metered, Settled
@@ -22,6 +22,7 @@ from tokenworks.exchange.words import (
     Account,
     AddKey,
     AnyCommand,
+    BillPower,
     Budget,
     CloseInterval,
     DefinePackage,
@@ -37,6 +38,8 @@ from tokenworks.exchange.words import (
     encode_settlement,
 )
 
+BESIDE = ("carbon_ug", "market_ug", "water_ul", "idle_embodied_ug")
+"""What intervals count beside the three books."""
 UNMETERED_MAX = 100_000
 PAGE_ROWS = 5_000
 PENDING_MAX = 50_000
@@ -157,6 +160,10 @@ class Store:
             facts = msgspec.json.decode(text, type=SiteFacts)
             state.sites[facts.site] = facts
         state.interval_end_ns = dict(self.rows("interval_ends"))
+        for site in state.interval_end_ns:
+            last = self.rows("last_intervals", site=site, limit=CORRECTABLE)
+            state.closed[site] = {start_ns: (end_ns, corrects) for start_ns, end_ns, corrects in reversed(last)}
+        state.bills = {(site, what): nano for site, what, nano in self.rows("all_bills")}
         load_rights(state, self.rows)
         load_clearing(state, self.rows)
         state.ended = {source for source, (_, standing) in self.sources().items() if standing}
@@ -191,6 +198,14 @@ class Store:
                 except msgspec.DecodeError:
                     yield row, None
             after = rows[-1][0]
+
+    def energy_of(self, receipt: str) -> list[Metered]:
+        """A receipt's part of each interval and of its corrections, in the order in which they were booked."""
+        found = []
+        for position, ended, text, *figures in self.rows("metered_leaves", receipt=receipt):
+            line = EnergyLine(receipt=receipt, ended=bool(ended), **dict(zip(FIGURES, figures, strict=True)))
+            found.append(Metered(position, line, msgspec.json.decode(text, type=Interval)))
+        return found
 
     def currency(self) -> str:
         """In which the latest receipt was charged."""
@@ -248,6 +263,8 @@ class Store:
                 self.write("save_site", [{"name": facts.site, "since_ns": at_ns, "doc": doc(facts)}])
             case CloseInterval(interval=interval):
                 self._save_interval(interval)
+            case BillPower(site=site, what=what, nano=nano):
+                self.write("save_bill", [{"site": site, "what": what, "nano": nano}])
             case DefinePackage(package=package):
                 self.write("save_package", [{"code": package.code, "doc": doc(package)}])
             case SetEntity(entity=entity):
@@ -288,15 +305,14 @@ class Store:
         """Write the energy records of requests and where their leaves are."""
         lines: list[Line] = []
         for position, line, interval in rows:
-            energy = (line.energy_mj, line.energy_nano, line.overhead_mj, line.overhead_nano, line.carbon_ug)
-            rest = (line.slice_ns, line.device_nano, int(line.ended), position)
-            lines.append((line.receipt, interval.site, interval.start_ns, *energy, *rest))
+            *said, ended = msgspec.structs.astuple(line)
+            lines.append((*said, int(ended), interval.site, interval.start_ns, interval.corrects, position))
         self.write("save_energy_line", lines)
         self.write("mark_metered", [{"receipt": line.receipt} for _, line, _ in rows if line.ended])
 
     def _save_interval(self, interval: Interval) -> None:
         # The request lines have a table of their own; the document keeps the rest, so that it stays small.
         head = msgspec.structs.replace(interval, requests=())
-        at = {"site": interval.site, "start_ns": interval.start_ns}
-        sums = {"meter_mj": interval.meter_mj, "bill_nano": interval.bill_nano, "carbon_ug": interval.carbon_ug}
-        self.write("save_interval", [{**at, "end_ns": interval.end_ns, **sums, "doc": doc(head)}])
+        figures = msgspec.structs.asdict(head)
+        names = ("site", "start_ns", "corrects", "end_ns", "meter_mj", "bill_nano", *BESIDE)
+        self.write("save_interval", [{name: figures[name] for name in names} | {"doc": doc(head)}])

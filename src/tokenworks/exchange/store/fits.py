@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 import msgspec
 
 from tokenworks.core.errors import LedgerRefused
-from tokenworks.exchange.words import AnyCommand, CloseInterval, PlaceHold, Settle
+from tokenworks.exchange.words import AnyCommand, BillPower, CloseInterval, PlaceHold, Settle
 
 FIGURE_MAX = 2**63 - 1
 """A column of one row's figure has 64 bits, in both databases."""
@@ -30,9 +30,13 @@ def refuse_unstorable(command: AnyCommand) -> None:
             for line in interval.requests:
                 figures_of = [v for v in msgspec.structs.astuple(line) if isinstance(v, int)]
                 _check(line.receipt, line.receipt, figures_of)
+        case BillPower():  # what is booked of it may be a difference
+            names = f"{command.site}{command.supply}{command.what}"
+            _check(command.what, names, (2 * command.nano, command.at_ns))
         case _:
-            texts = _strings(msgspec.to_builtins(command))
-            _check(type(command).__name__, "".join(texts), (0,))
+            parts = [*_parts(msgspec.to_builtins(command))]
+            figures_of = [part for part in parts if isinstance(part, int)]
+            _check(type(command).__name__, "".join(part for part in parts if isinstance(part, str)), (0, *figures_of))
 
 
 def _check(what: str, names: str, figures: Collection[int]) -> None:
@@ -42,13 +46,9 @@ def _check(what: str, names: str, figures: Collection[int]) -> None:
         raise LedgerRefused(f"a figure of {what!r} is beyond 64 bits")
 
 
-def _strings(value: object) -> Iterable[str]:
-    if isinstance(value, str):
+def _parts(value: object) -> Iterable[str | int]:
+    if isinstance(value, str | int):
         yield value
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _strings(key)
-            yield from _strings(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _strings(inner)
+    elif isinstance(value, dict | list | tuple):
+        for inner in (*value, *value.values()) if isinstance(value, dict) else value:
+            yield from _parts(inner)

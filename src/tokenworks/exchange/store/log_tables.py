@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import msgspec
-
-from tokenworks.core.words import EnergyLine, Interval
 from tokenworks.exchange.log.leaves import LeafRow, Metered, Settled, Totals
 from tokenworks.exchange.log.merkle import HASH_BYTES, Run, node_hash
 from tokenworks.exchange.store.base import Store
@@ -90,14 +87,4 @@ class LogTables:
             Settled(position, decode_settlement(data), Totals(*totals))
             for position, *totals, data in self._store.rows("settled_leaf", receipt=receipt)
         ]
-        for position, ended, text, *figures in self._store.rows("metered_leaves", receipt=receipt):
-            interval = msgspec.json.decode(text, type=Interval)
-            line = EnergyLine(receipt=receipt, ended=bool(ended), **dict(zip(_FIGURES, figures, strict=True)))
-            found.append(Metered(position, line, interval))
-        return sorted(found, key=lambda row: row.position)
-
-
-_FIGURES = (
-    *("energy_mj", "energy_nano", "overhead_mj", "overhead_nano"),
-    *("carbon_ug", "slice_ns", "device_nano"),
-)
+        return sorted([*found, *self._store.energy_of(receipt)], key=lambda row: row.position)

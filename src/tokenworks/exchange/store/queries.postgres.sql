@@ -18,5 +18,5 @@ COPY receipt (id, account, at_ns, tokens, output, ustu, nano, loss_ustu, loss_na
               leaf, seq, cum_ustu, cum_nano, metered) FROM STDIN;
 
 -- name: save_energy_line
-COPY energy_line (receipt, site, start_ns, energy_mj, energy_nano, overhead_mj, overhead_nano, carbon_ug,
-                  slice_ns, device_nano, ended, leaf) FROM STDIN;
+COPY energy_line (receipt, energy_mj, energy_nano, overhead_mj, overhead_nano, carbon_ug, slice_ns, device_nano,
+                  market_ug, water_ul, embodied_ug, ended, site, start_ns, corrects, leaf) FROM STDIN;

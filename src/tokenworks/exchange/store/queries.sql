@@ -22,11 +22,18 @@ SELECT doc FROM hold ORDER BY receipt;
 -- name: all_sites
 SELECT doc FROM site ORDER BY since_ns, name;
 
+-- name: all_bills
+SELECT site, what, nano FROM power_bill ORDER BY site, what;
+
 -- name: all_balances
 SELECT book, account, amount FROM balance ORDER BY book, account;
 
 -- name: interval_ends
 SELECT site, max(end_ns) FROM interval GROUP BY site ORDER BY site;
+
+-- name: last_intervals
+SELECT start_ns, max(end_ns), max(corrects) FROM interval WHERE site = :site
+GROUP BY start_ns ORDER BY start_ns DESC LIMIT :limit;
 
 -- name: sources
 SELECT writer, epoch, segment, "offset", crc, dead FROM source ORDER BY writer, epoch;
@@ -78,13 +85,20 @@ VALUES (:id, :account, :at_ns, :tokens, :output, :ustu, :nano, :loss_ustu, :loss
         :leaf, :seq, :cum_ustu, :cum_nano, :metered);
 
 -- name: save_interval
-INSERT INTO interval VALUES (:site, :start_ns, :end_ns, :meter_mj, :bill_nano, :carbon_ug, :doc);
+INSERT INTO interval (site, start_ns, corrects, end_ns, meter_mj, bill_nano, carbon_ug, market_ug, water_ul,
+                      idle_embodied_ug, doc)
+VALUES (:site, :start_ns, :corrects, :end_ns, :meter_mj, :bill_nano, :carbon_ug, :market_ug, :water_ul,
+        :idle_embodied_ug, :doc);
+
+-- name: save_bill
+INSERT INTO power_bill (site, what, nano) VALUES (:site, :what, :nano)
+ON CONFLICT (site, what) DO UPDATE SET nano = excluded.nano;
 
 -- name: save_energy_line
-INSERT INTO energy_line (receipt, site, start_ns, energy_mj, energy_nano, overhead_mj, overhead_nano, carbon_ug,
-                         slice_ns, device_nano, ended, leaf)
-VALUES (:receipt, :site, :start_ns, :energy_mj, :energy_nano, :overhead_mj, :overhead_nano, :carbon_ug,
-        :slice_ns, :device_nano, :ended, :leaf);
+INSERT INTO energy_line (receipt, energy_mj, energy_nano, overhead_mj, overhead_nano, carbon_ug, slice_ns, device_nano,
+                         market_ug, water_ul, embodied_ug, ended, site, start_ns, corrects, leaf)
+VALUES (:receipt, :energy_mj, :energy_nano, :overhead_mj, :overhead_nano, :carbon_ug, :slice_ns, :device_nano,
+        :market_ug, :water_ul, :embodied_ug, :ended, :site, :start_ns, :corrects, :leaf);
 
 -- name: mark_metered
 UPDATE receipt SET metered = 1 WHERE id = :receipt;
@@ -100,15 +114,6 @@ INSERT INTO anomaly (writer, epoch, reason, record) VALUES (:writer, :epoch, :re
 
 -- name: receipt
 SELECT doc, metered FROM receipt WHERE id = :id;
-
--- name: receipt_energy
-SELECT sum(energy_mj), sum(energy_nano), sum(overhead_mj), sum(overhead_nano), sum(carbon_ug), sum(slice_ns),
-       sum(device_nano), max(ended), count(*)
-FROM energy_line WHERE receipt = :id;
-
--- name: receipt_intervals
-SELECT i.doc FROM energy_line AS e JOIN interval AS i ON i.site = e.site AND i.start_ns = e.start_ns
-WHERE e.receipt = :id ORDER BY i.start_ns, i.site;
 
 -- name: recent_receipts
 SELECT id FROM receipt WHERE (CAST(:account AS TEXT) IS NULL OR account = :account)
@@ -153,15 +158,20 @@ SELECT count(*), sum(tokens), sum(output), sum(ustu), sum(nano), sum(loss_nano),
 WHERE at_ns >= :since_ns;
 
 -- name: cake_intervals
-SELECT doc FROM interval WHERE end_ns > :since_ns ORDER BY start_ns, site LIMIT :limit;
+SELECT doc FROM interval WHERE end_ns > :since_ns ORDER BY start_ns, site, corrects LIMIT :limit;
 
 -- name: cake_lines
-SELECT sum(energy_mj), sum(energy_nano), sum(overhead_mj), sum(overhead_nano), sum(carbon_ug), sum(slice_ns),
-       sum(device_nano) FROM energy_line WHERE start_ns >= :since_ns;
+SELECT sum(energy_mj), sum(energy_nano), sum(slice_ns), sum(device_nano), sum(embodied_ug) FROM energy_line
+WHERE start_ns >= :since_ns;
 
 -- name: counts
-SELECT (SELECT count(*) FROM receipt), (SELECT count(*) FROM hold), (SELECT count(*) FROM interval),
-       (SELECT count(*) FROM receipt WHERE metered = 0);
+SELECT (SELECT count(*) FROM receipt), (SELECT count(*) FROM hold),
+       (SELECT count(*) FROM interval WHERE corrects = 0), (SELECT count(*) FROM receipt WHERE metered = 0),
+       (SELECT count(*) FROM interval WHERE corrects > 0);
+
+-- name: beside
+SELECT sum(carbon_ug), sum(market_ug), sum(water_ul), sum(idle_embodied_ug),
+       (SELECT sum(embodied_ug) FROM energy_line) FROM interval;
 
 -- name: last_txn
 SELECT coalesce(max(txn), 0) FROM entry;
@@ -238,9 +248,9 @@ SELECT leaf, seq, cum_ustu, cum_nano, doc FROM receipt WHERE id = :receipt;
 
 -- name: metered_leaves
 SELECT e.leaf, e.ended, i.doc, e.energy_mj, e.energy_nano, e.overhead_mj, e.overhead_nano, e.carbon_ug, e.slice_ns,
-       e.device_nano
-FROM energy_line AS e JOIN interval AS i ON i.site = e.site AND i.start_ns = e.start_ns
-WHERE e.receipt = :receipt ORDER BY e.leaf, e.site, e.start_ns;
+       e.device_nano, e.market_ug, e.water_ul, e.embodied_ug
+FROM energy_line AS e JOIN interval AS i ON i.site = e.site AND i.start_ns = e.start_ns AND i.corrects = e.corrects
+WHERE e.receipt = :receipt ORDER BY e.leaf, e.site, e.start_ns, e.corrects;
 
 -- name: last_checkpoint
 SELECT note FROM log_checkpoint ORDER BY size DESC LIMIT 1;

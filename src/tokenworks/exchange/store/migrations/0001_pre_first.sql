@@ -73,17 +73,25 @@ CREATE INDEX receipt_account ON receipt (account, at_ns);
 -- Settled work that no closed interval has taken yet: what a restarted site agent must still meter.
 CREATE INDEX receipt_unmetered ON receipt (at_ns) WHERE metered = 0;
 
+-- What was learnt of an interval later is a row more, whose figures are differences.
 CREATE TABLE interval (
-  site {text} NOT NULL, start_ns {int} NOT NULL, end_ns {int} NOT NULL,
-  meter_mj {int} NOT NULL, bill_nano {int}, carbon_ug {int}, doc {json} NOT NULL,
-  PRIMARY KEY (site, start_ns)
+  site {text} NOT NULL, start_ns {int} NOT NULL, corrects {int} NOT NULL, end_ns {int} NOT NULL,
+  meter_mj {int} NOT NULL, bill_nano {int}, carbon_ug {int}, market_ug {int}, water_ul {int}, idle_embodied_ug {int},
+  doc {json} NOT NULL,
+  PRIMARY KEY (site, start_ns, corrects)
 ) {keyed};
 
 CREATE TABLE energy_line (
-  receipt {text} NOT NULL, site {text} NOT NULL, start_ns {int} NOT NULL,
+  receipt {text} NOT NULL, site {text} NOT NULL, start_ns {int} NOT NULL, corrects {int} NOT NULL,
   energy_mj {int} NOT NULL, energy_nano {int}, overhead_mj {int} NOT NULL, overhead_nano {int},
-  carbon_ug {int}, slice_ns {int} NOT NULL, device_nano {int}, ended {int} NOT NULL, leaf {int} NOT NULL,
-  PRIMARY KEY (receipt, site, start_ns)
+  carbon_ug {int}, slice_ns {int} NOT NULL, device_nano {int}, market_ug {int}, water_ul {int}, embodied_ug {int},
+  ended {int} NOT NULL, leaf {int} NOT NULL,
+  PRIMARY KEY (receipt, site, start_ns, corrects)
+) {keyed};
+
+-- What supplies charged beside intervals, all so far.
+CREATE TABLE power_bill (
+  site {text} NOT NULL, what {text} NOT NULL, nano {int} NOT NULL, PRIMARY KEY (site, what)
 ) {keyed};
 
 -- Records that the ledger could not apply. Always empty; books shows them otherwise, and nothing is dropped.

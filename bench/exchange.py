@@ -32,7 +32,7 @@ from tokenworks.exchange.prices import default_prices
 from tokenworks.exchange.service import LedgerService
 from tokenworks.exchange.state import State
 from tokenworks.exchange.store.log_tables import LogTables
-from tokenworks.exchange.words import Directory, Lease, decode_command
+from tokenworks.exchange.words import Directory, Lease, Package, decode_command
 
 MODEL = "smollm2-135m-instruct"
 PATH = ("org", "account", "project", "agent")
@@ -51,13 +51,13 @@ class _Nowhere(LiveDisk):
 
 def _books(service: LedgerService, clock: WallClock) -> str:
     """A path of four with limits on every node, and a package that covers half of what is used."""
-    people.account_create(service, clock, "org", limit_nano=_BIG, limit_ustu=_BIG)
+    people.account_create(service, "org", limit_nano=_BIG, limit_ustu=_BIG)
     for parent, name in pairwise(PATH):
-        people.budget_set(service, clock, name, parent=parent, limit_nano=_BIG, limit_ustu=_BIG)
-    terms = {"code": "p", "name": "p", "size_ustu": _BIG, "price_nano": 10**9, "validity_ns": None}
-    sales.package_define(service, clock, terms)
-    sales.grant_sell(service, clock, "org", "p", "grant-1")
-    return str(people.key_create(service, clock, "agent")["key"])
+        people.budget_set(service, name, parent=parent, limit_nano=_BIG, limit_ustu=_BIG)
+    terms = Package(code="p", name="p", size_ustu=_BIG, price_nano=10**9, validity_ns=None)
+    sales.package_define(service, terms)
+    sales.grant_sell(service, "org", "p", "grant-1")
+    return str(people.key_create(service, "agent")["key"])
 
 
 def _leases(directory: Directory) -> list[Lease]:

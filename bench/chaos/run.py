@@ -27,7 +27,7 @@ from tokenworks.exchange import report
 from tokenworks.exchange.offices import people, sales
 from tokenworks.exchange.service import LedgerService
 from tokenworks.exchange.state import CLOSED
-from tokenworks.exchange.words import Settlement
+from tokenworks.exchange.words import Package, Settlement
 
 LIMIT_NANO_PER_ROUND = 6_000_000
 GRANT_USTU_PER_ROUND = 50_000_000
@@ -57,20 +57,14 @@ class World:
         clock = WallClock()
         service = LedgerService(self.data, clock, self.store)
         try:
-            people.account_create(service, clock, "acme", limit_nano=self.limit_nano)
-            people.budget_set(service, clock, "team", parent="acme", limit_nano=self.limit_nano * 3 // 4, window="day")
-            people.budget_set(service, clock, "agent", parent="team", limit_ustu=10**12)
-            terms = {
-                "code": "p",
-                "name": "p",
-                "size_ustu": self.grant_ustu,
-                "price_nano": 1_000_003,
-                "validity_ns": None,
-            }
-            sales.package_define(service, clock, terms)
+            people.account_create(service, "acme", limit_nano=self.limit_nano)
+            people.budget_set(service, "team", parent="acme", limit_nano=self.limit_nano * 3 // 4, window="day")
+            people.budget_set(service, "agent", parent="team", limit_ustu=10**12)
+            terms = Package(code="p", name="p", size_ustu=self.grant_ustu, price_nano=1_000_003, validity_ns=None)
+            sales.package_define(service, terms)
             for number in range(3):
-                sales.grant_sell(service, clock, "acme", "p", f"grant-{number}")
-            return str(people.key_create(service, clock, "agent")["key"])
+                sales.grant_sell(service, "acme", "p", f"grant-{number}")
+            return str(people.key_create(service, "agent")["key"])
         finally:
             service.close()
 

@@ -14,6 +14,7 @@ from tokenworks.compose import Plan
 from tokenworks.core.words import Word, Work
 from tokenworks.curtail import Order
 from tokenworks.engine.mirror import ReplicaNow, Use
+from tokenworks.moments import Moment
 
 TICK_S = 0.2
 LAG_S = 1
@@ -42,6 +43,8 @@ class Told(Word, frozen=True):
     replicas: tuple[ReplicaNow, ...] = ()
     orders: dict[str, Order] = {}
     """By site: what it does about a limit on its power."""
+    moments: dict[str, Moment] = {}
+    """By site, where anything of it changes."""
     others: dict[str, Any] = {}
     """What status shows of the grid's other processes."""
     leave: bool = False

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import Process
 from pathlib import Path
 
 from tokenworks.core.clock import Clock
+from tokenworks.device.tools import spawn
 
 PAUSE_S_MIN = 0.1
 PAUSE_S_MAX = 5.0
 STEADY_NS = 60_000_000_000
 """One that ran for so long may start again at once."""
-LINE_BYTES_MAX = 16 << 20
 
 
 class Kept:
-    """A module of ours in a process of its own, started again with growing pauses whenever it ends.
-
-    Its standard input is its lifeline: it ends when this process does, however that ends.
-    """
+    """A module of ours in a process of its own, started again with growing pauses whenever it ends."""
 
     def __init__(self, clock: Clock, log: Path, *command: str, stdout: int | None = None) -> None:
         self._clock, self._log, self._command, self._stdout = clock, log, command, stdout
@@ -30,11 +26,7 @@ class Kept:
 
     async def start(self) -> Process:
         """Start it."""
-        with self._log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", *self._command,
-                stdin=PIPE, stdout=self._stdout or log, stderr=log, start_new_session=True, limit=LINE_BYTES_MAX,
-            )  # fmt: skip
+        self._process = await spawn(*self._command, log=self._log, stdout=self._stdout)
         return self._process
 
     @property

@@ -10,11 +10,12 @@ from pathlib import Path
 import msgspec
 
 from tokenworks.brain.route import Offer, Scales
+from tokenworks.compose_devices import CONTEXT_DEFAULT, GRID_FILE, SLOTS_DEFAULT, Seat, devices_of, pinned, seats
 from tokenworks.core.errors import GridFileError
 from tokenworks.core.words import BUCKETS, Provenance, Sourced, Word
-from tokenworks.device.catalogue import accelerator
-from tokenworks.device.discovery import Device, discover
-from tokenworks.device.slices import Limits, Slice, cut, limits_of, share_out
+from tokenworks.device.discovery import CPU, Device
+from tokenworks.device.slices import Booked, Slice
+from tokenworks.device.survey import survey
 from tokenworks.engine.models import catalogue as models
 from tokenworks.engine.record import Replica
 from tokenworks.engine.replica import ReplicaSpec
@@ -22,7 +23,6 @@ from tokenworks.exchange.journal import Policy
 from tokenworks.exchange.price_file import load_price_list
 from tokenworks.exchange.prices import PriceList, shipped_prices
 from tokenworks.exchange.words import SiteFacts
-from tokenworks.gridfile import Device as DeviceTable
 from tokenworks.gridfile import GridFile
 from tokenworks.gridfile import Replica as ReplicaTable
 from tokenworks.gridfile import Site as SiteTable
@@ -30,13 +30,8 @@ from tokenworks.power.supply import Supply, assumed_supply
 from tokenworks.site.facility import Facility, Module, Window
 from tokenworks.site.words import ASSUMED_OVERHEAD, Site, SliceLoad
 
-SLOTS_DEFAULT = 4
-CONTEXT_DEFAULT = 2048
-SLICE_MEMORY_DEFAULT = 1_000_000_000
-"""Bytes for an embedded replica: the model, its KV cache and its buffers, with room."""
-GRID_FILE = "the grid file"
-OURS = ("embedded", "process")
-"""Drivers whose engines run on this machine and are ours to limit."""
+ACCELERATORS = "accelerators"
+"""The server of those for which the file names none: what meters this machine's processors does not meter them."""
 OPENAI_CAN = frozenset({"tools", "json_schema", "logprobs"})
 CAPABILITIES = {
     "anthropic": frozenset({"tools", "images", "messages"}),
@@ -66,18 +61,21 @@ class Plan(Word, frozen=True):
     workers: int = 1
     """Gateway processes."""
     powers: tuple[SiteTable, ...] = ()
-    """Sites of which the file says more of power than one plain supply."""
+    """Sites of which the file says more of power than one plain supply, or names meters."""
 
 
 def plan(grid: GridFile) -> Plan:
     """Work a grid file out on this machine. Raises GridFileError or TokenworksError when it cannot be."""
     currency = grid.exchange.currency
-    here = discover(currency=currency)
-    sites, specs, facts, devices = [], [], [], {}
+    seen = survey(currency=currency)
+    ill = {finding.about for finding in seen.findings}
+    sites, specs, facts, devices, cards_taken = [], [], [], {}, list[Booked]()
     for table in grid.sites:
-        devices[table.name] = tuple(_device(each, here) for each in table.devices) if table.devices else tuple(here)
-        placed, slices = _place(grid, table.name, devices[table.name])
-        specs += placed
+        mine = [replica for replica in grid.replicas if replica.site == table.name]
+        devices[table.name] = devices_of(table, seen.devices)
+        found = seats(mine, devices[table.name], ill, cards_taken)
+        specs += [_spec(each, found[each.name]) for each in mine]
+        slices = [seat.slice for seat in found.values() if seat.slice is not None]
         sites.append(_site(table, devices[table.name], slices, currency))
         facts.append(_facts(sites[-1], devices[table.name]))
     per_h = grid.brain.delay_price_nano_per_h
@@ -96,11 +94,11 @@ def plan(grid: GridFile) -> Plan:
         scales=scales,
         sites=tuple(sites),
         intervals_s={site.name: max(1, site.supply.interval_ns // 1_000_000_000) for site in grid.sites},
-        replicas=tuple(msgspec.structs.replace(spec, gateways=grid.gateway.workers) for spec in _pinned(specs)),
+        replicas=tuple(msgspec.structs.replace(spec, gateways=grid.gateway.workers) for spec in pinned(specs)),
         facts=tuple(facts),
         devices=devices,
         workers=grid.gateway.workers,
-        powers=tuple(table for table in grid.sites if table.powered),
+        powers=tuple(table for table in grid.sites if table.powered or table.meters or table.wet_bulb),
     )
 
 
@@ -123,73 +121,7 @@ def _buckets(line: msgspec.Struct, unit: str) -> dict[str, int]:
     return {bucket: value for bucket, value in named.items() if value is not None}
 
 
-def _device(table: DeviceTable, here: Sequence[Device]) -> Device:
-    """A device of the grid file: what the file says over what was discovered."""
-    if table.catalogue is not None:
-        accelerator(table.catalogue)  # a wrong id is told here, with the nearest right one
-    base = here[0] if here else None
-    if base is None and (table.threads is None or table.memory_bytes is None):
-        raise GridFileError(f"device {table.id!r}: nothing was discovered here", hint="give its threads and memory")
-    threads = table.threads or (base.threads if base else 1)
-    scale = threads if base is None else base.threads
-
-    def said(value: int | None, found: Sourced | None) -> Sourced | None:
-        if value is not None:
-            return Sourced(value=value, provenance=Provenance.LISTED, source=GRID_FILE)
-        return None if found is None else msgspec.structs.replace(found, value=found.value * threads // scale)
-
-    return Device(
-        id=table.id,
-        catalogue_id=table.catalogue or (base.catalogue_id if base else None),
-        name=base.name if base else table.id,
-        vendor=base.vendor if base else "unknown",
-        kind=base.kind if base else "cpu",
-        threads=threads,
-        memory_bytes=table.memory_bytes or (base.memory_bytes if base else 0),
-        idle_mw=said(table.idle_mw, base.idle_mw if base else None),
-        max_mw=said(table.max_mw, base.max_mw if base else None),
-        cost_nano_per_hour=said(table.cost_nano_per_h, base.cost_nano_per_hour if base else None),
-    )
-
-
-def _place(grid: GridFile, site: str, devices: Sequence[Device]) -> tuple[list[ReplicaSpec], list[Slice]]:
-    """Slices for the site's replicas, in the order of the file. An engine elsewhere has none."""
-    tables = [replica for replica in grid.replicas if replica.site == site]
-    ours = [replica for replica in tables if replica.driver in OURS]
-    specs: list[ReplicaSpec] = []
-    taken: list[Slice] = []
-    for table in tables:
-        device = next((d for d in devices if d.id == table.device), devices[0] if devices else None)
-        measurable = device is not None and device.idle_mw is not None and device.max_mw is not None
-        if table.driver not in OURS and table.threads is None:
-            measurable = False  # it runs somewhere else: nothing is known of its energy
-        threads, memory_bytes = table.threads or 1, table.memory_bytes or SLICE_MEMORY_DEFAULT
-        if device is not None and table.threads is None and table.driver in OURS:
-            # One thread stays free for the gateway: the engine's threads spin, and would starve it.
-            threads = max(1, (device.threads - 1) // len(ours))
-            if device.kind != "cpu":  # a whole card
-                threads, memory_bytes = device.threads, table.memory_bytes or device.memory_bytes
-        name, limits = "", Limits()
-        if device is not None and measurable:
-            taken.append(cut(device, threads, memory_bytes, taken))
-            name, limits = taken[-1].id, limits_of(taken[-1:], [device])
-        elif device is not None and table.driver in OURS:
-            limits = Limits(env=device.visible)  # without its power no energy can be told, but it is that device's
-        specs.append(msgspec.structs.replace(_spec(table, name, threads), limits=limits))
-    return specs, taken
-
-
-def _pinned(specs: Sequence[ReplicaSpec]) -> tuple[ReplicaSpec, ...]:
-    """Each replica with a slice of this machine's processor on threads of its own, as long as there are enough."""
-    own = [spec.threads if spec.driver in OURS and spec.limits.memory_bytes else 0 for spec in specs]
-    shares = share_out(own, sorted(os.sched_getaffinity(0)))
-    replace = msgspec.structs.replace
-    return tuple(
-        replace(spec, limits=replace(spec.limits, cpus=cpus)) for spec, cpus in zip(specs, shares, strict=True)
-    )
-
-
-def _spec(table: ReplicaTable, slice_id: str, threads: int) -> ReplicaSpec:
+def _spec(table: ReplicaTable, seat: Seat) -> ReplicaSpec:
     model = models().get(table.upstream_model or table.model)
     known = (
         model.capabilities if model and table.driver == "embedded" else CAPABILITIES.get(table.engine or "", OPENAI_CAN)
@@ -207,7 +139,7 @@ def _spec(table: ReplicaTable, slice_id: str, threads: int) -> ReplicaSpec:
         name=table.name,
         model=table.model,
         site=table.site,
-        slice=slice_id,
+        slice=seat.slice.id if seat.slice else "",
         slots=table.slots or SLOTS_DEFAULT,
         context_tokens=min(context, model.context_tokens) if model and table.driver == "embedded" else context,
         capabilities=frozenset(table.capabilities) if table.capabilities is not None else known,
@@ -218,7 +150,10 @@ def _spec(table: ReplicaTable, slice_id: str, threads: int) -> ReplicaSpec:
         sleep_after_ns=table.sleep_after_ns,
         resources_milli=table.resources_milli or {},
         cluster=table.cluster or "auto",
-        threads=threads,
+        cards=table.cards or 1,
+        threads=seat.threads,
+        limits=seat.limits,
+        booked={part.device: (part.threads, part.memory_bytes) for part in seat.parts},
         upstream_model=table.upstream_model,
         api_key=key,
     )
@@ -231,8 +166,17 @@ def _site(table: SiteTable, devices: Sequence[Device], slices: Sequence[Slice], 
     def sourced(value: int | None, otherwise: Sourced | None) -> Sourced | None:
         return otherwise if value is None else Sourced(value=value, provenance=Provenance.LISTED, source=GRID_FILE)
 
-    idle_mw = sum(device.idle_mw.value for device in devices if device.idle_mw)
-    first = next((d for d in devices if d.idle_mw and d.max_mw), None)
+    tables = {device.id: device for device in table.devices}
+    beside = {device.id: "" if device.kind == CPU else ACCELERATORS for device in devices}
+    on = {id_: (tables[id_].server if id_ in tables else "") or own for id_, own in beside.items()}
+    board = {device.id: tables[device.id].board if device.id in tables else "" for device in devices}
+    idle_mw = {"": 0, **dict.fromkeys(on.values(), 0), **{server.name: server.idle_mw for server in table.servers}}
+    for device in devices:
+        idle_mw[on[device.id]] += device.idle_mw.value if device.idle_mw else 0
+    for s in slices:
+        idle_mw[on[s.device]] -= s.idle_mw
+    facility = _facility(table)
+    first = next((d for d in devices if d.kind == CPU and d.idle_mw and d.max_mw), None)
     thread_mw = 0
     if first is not None and first.idle_mw is not None and first.max_mw is not None:
         thread_mw = (first.max_mw.value - first.idle_mw.value) // max(1, first.threads)
@@ -254,14 +198,29 @@ def _site(table: SiteTable, devices: Sequence[Device], slices: Sequence[Slice], 
         ),
         loads=tuple(
             SliceLoad(
-                slice=s.id, idle_mw=s.idle_mw, busy_mw=s.busy_mw, power=s.power, cost_nano_per_hour=s.cost_nano_per_hour
+                slice=s.id,
+                idle_mw=s.idle_mw,
+                busy_mw=s.busy_mw,
+                power=s.power,
+                cost_nano_per_hour=_cost(s, facility),
+                server=on[s.device],
+                board=board[s.device],
             )
             for s in slices
         ),
-        facility=_facility(table),
-        base_idle_mw=max(0, idle_mw - sum(s.idle_mw for s in slices)),
+        facility=facility,
+        base_idle_mw=max(0, idle_mw.pop("")),
         thread_busy_mw=thread_mw,
+        hosts_mw={name: max(0, mw) for name, mw in idle_mw.items()},
     )
+
+
+def _cost(slice_: Slice, facility: Facility | None) -> int | None:
+    """Of its part of the device, and of the building as far as that is known."""
+    if slice_.cost_nano_per_hour is None or facility is None:
+        return slice_.cost_nano_per_hour
+    building = facility.cost_nano_per_hour(slice_.idle_mw + slice_.busy_mw)
+    return slice_.cost_nano_per_hour + (building or 0)
 
 
 def _facility(table: SiteTable) -> Facility | None:
@@ -273,6 +232,7 @@ def _facility(table: SiteTable) -> Facility | None:
     windows = [(int(each.start.timestamp()) * second_ns, each.length_ns, each.period_ns) for each in table.windows]
     return Facility(
         modules=modules,
+        design_sink_mc=table.wet_bulb_mc,
         windows=tuple(Window(start_ns=start, length_ns=length, period_ns=period) for start, length, period in windows),
     )
 

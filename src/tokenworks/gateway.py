@@ -38,6 +38,7 @@ from tokenworks.exchange.journal import Journal, journal_folder
 from tokenworks.exchange.link import LedgerLink, Welcome
 from tokenworks.exchange.wire import RemoteError
 from tokenworks.exchange.words import Directory
+from tokenworks.moments import Moment, show
 from tokenworks.respond import post_event
 from tokenworks.site.agent import SiteAgent
 
@@ -99,6 +100,9 @@ class Gateway:
         self._server: _Server | None = None
         self.orders: dict[str, Order] = {}
         """By site: what it does about a limit on its power."""
+        self.moments: dict[str, Moment] = {}
+        """By site, where anything of it changes."""
+        self._offers: dict[str, list[Offer]] = {}
         self.link = LedgerLink(data, name, clock, self._learn)
 
     def _learn(self, directory: Directory) -> None:
@@ -142,7 +146,7 @@ class Gateway:
 
     def open_house(self, replicas: Mapping[str, Replica], sites: Mapping[str, SiteAgent]) -> None:
         """What the front door needs."""
-        offers: dict[str, list[Offer]] = {}
+        offers = self._offers
         places = {site.name: site for site in self.plan.sites}
         for replica in replicas.values():
             offers.setdefault(replica.spec.model, []).append(offer(replica, places[replica.spec.site]))
@@ -159,6 +163,14 @@ class Gateway:
             overflow=overflow,
             new_receipt=partial(Ids().make, "rcpt"),
         )
+        show(self.moments, offers, sites)
+
+    def meanwhile(self, now: Mapping[str, Moment]) -> None:
+        """What is so at sites now; from the next request on it counts."""
+        if changed := {name: moment for name, moment in now.items() if self.moments.get(name) != moment}:
+            self.moments.update(changed)
+            if self._offers:
+                show(changed, self._offers, self.house.sites)
 
     @property
     def waiting(self) -> int:

@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 import msgspec
 
@@ -19,15 +21,20 @@ from tokenworks import datadir
 from tokenworks.channel import LAG_S
 from tokenworks.children import Kept
 from tokenworks.compose import Plan
+from tokenworks.compose_meters import site_panel
 from tokenworks.core.clock import WallClock
 from tokenworks.core.errors import DataDirError, Unreachable
+from tokenworks.core.words import Interval
 from tokenworks.engine.fleet import Fleet
 from tokenworks.engine.pull import model_cache
 from tokenworks.exchange.link import LedgerLink, Welcome
+from tokenworks.exchange.words import CloseInterval
 from tokenworks.gateway import Gateway, background, listen
+from tokenworks.guard import Guard
+from tokenworks.moments import moments
 from tokenworks.respond import Responder, Watch
 from tokenworks.site.agent import SiteAgent
-from tokenworks.site.meters.rapl import machine_panel
+from tokenworks.site.words import Site
 from tokenworks.workers import Workers
 
 if TYPE_CHECKING:
@@ -99,13 +106,24 @@ class Grid:
                 sites[agent.site.name] = agent
                 await background(stack, agent.run())
             responder = Responder(sites, self.fleet.replicas, gateway.orders, self.clock, self.data)
-            self.workers.sites = responder.status
+            every_s = min(self.plan.intervals_s.values())
+            guard = Guard(self.plan.devices, self.fleet.replicas, self.clock, every_s)
+            self.workers.sites = lambda: [each | {"devices": guard.status(each["site"])} for each in responder.status()]
+            await background(stack, guard.run())
+            priced = {name: pricing.now for name, pricing in self._pricings.items()}
+            responder.follow = lambda now_ns: gateway.meanwhile(moments(self.plan.sites, priced, now_ns))
             for name, pricing in self._pricings.items():
+                responder.watches[name].shares = pricing.shares
                 for event in pricing.power.events:
                     responder.watches[name].hear(event)
+            for watch in responder.watches.values():
+                watch.bill = gateway.desk.book
             for table in self.plan.powers:
+                watch = responder.watches[table.name]
+                if table.contract is not None:
+                    watch.history.zone, watch.history.holidays = ZoneInfo(table.contract.zone), table.contract.holidays
                 if table.openadr is not None:
-                    await background(stack, self._openadr(table.openadr, table.supply, responder.watches[table.name]))
+                    await background(stack, self._openadr(table.openadr, table.supply, watch))
             await background(stack, responder.run())
             await self.fleet.start()
             stack.push_async_callback(self.fleet.stop)
@@ -126,23 +144,28 @@ class Grid:
 
     def _pricing(self) -> dict[str, SitePricing]:
         """Of the sites of which the grid file says more than one plain supply; tables of signals need numpy."""
-        if not self.plan.powers:
+        powers = [table for table in self.plan.powers if table.powered]
+        if not powers:
             return {}
         from tokenworks.pricing import SitePricing
 
-        return {table.name: SitePricing(table, self.plan.currency, self.data) for table in self.plan.powers}
+        return {table.name: SitePricing(table, self.plan.currency, self.data) for table in powers}
 
     def _agents(self, welcome: Welcome) -> Iterator[SiteAgent]:
+        tables = {table.name: table for table in self.plan.powers}
         for number, site in enumerate(self.plan.sites):
+            interval_s = self.plan.intervals_s[site.name]
+            panel = site_panel(self.clock, site, tables.get(site.name), interval_s, own=not number)
             agent = SiteAgent(
                 site,
                 self.clock,
-                self.gateway.desk.close_interval,
-                self.plan.intervals_s[site.name],
+                partial(self._book, site),
+                interval_s,
                 # The gateways run at the first site: their own processor time is that site's.
                 services=dict if number else self._services,
-                panel=None if number else machine_panel(self.clock, site),
+                panel=panel,
                 pricing=self._pricings.get(site.name),
+                correct=partial(self._book, site),
                 lag_s=LAG_S if self.plan.workers > 1 else 0,
             )
             slices = {load.slice for load in site.loads}
@@ -155,6 +178,13 @@ class Grid:
                 agent.close(last_ns + 1)
                 agent.resume(self.clock.now_ns(), ())
             yield agent
+
+    def _book(self, site: Site, interval: Interval) -> None:
+        """An interval or its correction; before it, what is billed beside it, since that may be said twice."""
+        pricing, desk = self._pricings.get(site.name), self.gateway.desk
+        for bill in pricing.bills(site.name, site.supply.name) if pricing else ():
+            desk.book(bill)
+        desk.book(CloseInterval(interval=interval))
 
     def _services(self) -> dict[str, int]:
         total = self.workers.services

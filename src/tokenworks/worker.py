@@ -21,10 +21,10 @@ import msgspec
 import uvloop
 
 from tokenworks.channel import BUFFER_BYTES_MAX, STEPS_MAX, TICK_S, Brief, Heard, Step, Told, line
-from tokenworks.children import LINE_BYTES_MAX
 from tokenworks.core.clock import Clock, WallClock
 from tokenworks.core.errors import DataDirError, EngineDown, TokenworksError
 from tokenworks.core.words import Interval, Work
+from tokenworks.device.tools import LINE_BYTES_MAX
 from tokenworks.engine.mirror import Mirror
 from tokenworks.gateway import Gateway, background, listen
 from tokenworks.site.agent import SiteAgent
@@ -61,12 +61,6 @@ class Outpost(SiteAgent):
         super().forget(receipt, replica, slice)
         self._outbox.append(Step(to="forgotten", work=self._work(receipt, replica, slice, 0)))
 
-    def _work(self, receipt: str, replica: str, name: str, ns: int) -> Work:
-        return Work(
-            receipt=receipt, replica=replica, site=self.site.name, slice=name, start_ns=ns, first_ns=None, end_ns=ns,
-            input_tokens=0, output_tokens=0,
-        )  # fmt: skip
-
 
 def _nowhere(_: Interval) -> None:
     raise AssertionError("an outpost closes no interval")
@@ -89,6 +83,7 @@ class Post:
                     self.others = told.others
                     self._gateway.orders.clear()
                     self._gateway.orders.update(told.orders)
+                    self._gateway.meanwhile(told.moments)
                     for now in told.replicas:
                         await self._mirror.show(now)
                 elif not self._gateway.leave():

@@ -126,7 +126,7 @@ class Workers:
     async def _tell(self) -> None:
         while True:
             replicas = self.first.house.replicas
-            told = Told(others=self.others(), orders=self.first.orders)
+            told = Told(others=self.others(), orders=self.first.orders, moments=self.first.moments)
             for worker in self._all:
                 theirs = {name: use.running for name, use in worker.uses.items()}
                 worker.tell({name: now_of(each, theirs.get(name, 0)) for name, each in replicas.items()}, told)

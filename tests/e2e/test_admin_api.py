@@ -291,7 +291,7 @@ def test_the_description_is_openapi_of_the_offices(grid: GridProcess) -> None:
         assert operation["summary"]
         assert all(each["description"] for each in operation["responses"].values())
         schema = operation["requestBody"]["content"]["application/json"]["schema"]
-        parameters = list(inspect.signature(OFFICES[name]).parameters.values())[2:]
+        parameters = list(inspect.signature(OFFICES[name]).parameters.values())[1:]
         assert [*schema["properties"]] == [parameter.name for parameter in parameters]
         assert schema["required"] == [p.name for p in parameters if p.default is inspect.Parameter.empty]
         assert operation["requestBody"]["required"] == bool(schema["required"])

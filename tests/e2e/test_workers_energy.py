@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,15 +48,20 @@ def served_by_both(grid: GridProcess, before: int) -> list[str]:
     receipts: list[str] = []
 
     def ask() -> bool:
-        with grid.client() as client:
-            answer = client.chat.completions.with_raw_response.create(
-                model=MODEL, messages=[{"role": "user", "content": "Say hello."}], max_tokens=4
-            )
-        receipts.append(answer.headers["x-tokenworks-receipt"])
+        receipts.append(ask_once(grid))
         return bool(second(grid)["requests"] >= before + 3)
 
     wait_until(ask, 60, "three requests at the second gateway")
     return receipts
+
+
+def ask_once(grid: GridProcess) -> str:
+    """A request on a connection of its own; its receipt."""
+    with grid.client() as client:
+        answer = client.chat.completions.with_raw_response.create(
+            model=MODEL, messages=[{"role": "user", "content": "Say hello."}], max_tokens=4
+        )
+    return answer.headers["x-tokenworks-receipt"]
 
 
 def final(grid: GridProcess, receipts: list[str]) -> None:
@@ -67,6 +74,30 @@ def final(grid: GridProcess, receipts: list[str]) -> None:
     report = grid.ask("books")
     assert report["closed"], report["checks"]
     assert report["receipts"] == len(receipts)
+
+
+def test_works_that_are_told_late_get_their_energy_by_a_correction(two: GridProcess) -> None:
+    """After records of zeros: the first process stands still while the second serves, and closes the interval before it
+    has heard of it. What it hears then is corrected, and no receipt is final without energy."""
+    receipts = served_by_both(two, 0)
+    first, before = two.get("/v1/status", two.keys.admin_key)[1]["gateways"][0]["pid"], len(receipts)
+    asking = [threading.Thread(target=lambda: receipts.append(ask_once(two))) for _ in range(12)]
+    os.kill(first, signal.SIGSTOP)
+    try:
+        for thread in asking:
+            thread.start()
+        wait_until(lambda: len(receipts) > before, 30, "an answer of the second gateway")
+        time.sleep(2)  # longer than an interval and what it waits for works
+    finally:
+        os.kill(first, signal.SIGCONT)
+    for thread in asking:
+        thread.join(60)
+    final(two, receipts)
+    assert two.ask("books")["corrections"] > 0
+    shown = [two.get(f"/v1/receipts/{receipt}", two.keys.key)[1] for receipt in receipts]
+    assert any(record.get("corrects") for receipt in shown for record in receipt.get("records", ()))
+    assert two.stop() == 0
+    assert two.ask("books")["closed"]
 
 
 def test_energy_of_requests_at_any_gateway(two: GridProcess) -> None:

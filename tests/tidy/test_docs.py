@@ -9,7 +9,7 @@ import msgspec
 from cyclopts import App
 from tests.tidy.test_tidy import ROOT
 
-from tokenworks.agents.lane import TOKEN_ROUTES
+from tokenworks.agents.heads import TOKEN_ROUTES
 from tokenworks.agents.metrics import Metrics
 from tokenworks.cli import app
 from tokenworks.core import errors
@@ -22,11 +22,13 @@ from tokenworks.gridfile.tables import (
     Event,
     Exchange,
     Gateway,
+    Meter,
     Module,
     OpenAdr,
     Price,
     Rate,
     Replica,
+    Server,
     SignalFile,
     Site,
     Supply,
@@ -81,12 +83,12 @@ def test_every_route_is_documented() -> None:
 def test_every_key_of_the_grid_file_is_documented() -> None:
     """docs/grid-file.md names every key that a grid file can have."""
     words = set(re.findall(r"`([a-z_]+)`", page("docs/grid-file.md")))
-    power = (Supply, SignalFile, Contract, Charge, Tier, Event, OpenAdr, Module, Window)
+    power = (Supply, SignalFile, Contract, Charge, Tier, Event, OpenAdr, Module, Window, Server, Meter)
     for table in (GridFile, Exchange, Rate, Price, Brain, Gateway, Site, *power, Device, Replica):
         for field in msgspec.structs.fields(table):
             nested = field.encode_name in ("site", "supply", "device", "replica", "exchange", "brain", "rate", "price")
             nested |= field.encode_name in ("contract", "charge", "tier", "event", "openadr", "gateway")
-            nested |= field.encode_name in ("module", "window")
+            nested |= field.encode_name in ("module", "window", "server", "meter")
             assert nested or field.encode_name in words, f"{table.__name__}.{field.encode_name}"
 
 

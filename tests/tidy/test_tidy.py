@@ -30,7 +30,6 @@ EFFECTS_ALLOWED: dict[str, dict[str, str]] = {
     "exchange/ask.py": {"socket": "the command line's calls to the ledger process"},
     "exchange/link.py": {"socket": "the gateway's end of the line to the ledger process"},
     "exchange/server.py": {"socket": "the ledger process's end of that line"},
-    "exchange/wire.py": {"socket": "frames on that line"},
     "site/meters/page.py": {"socket": "HTTP to meters, BMCs and pages of metrics"},
     "cli/reach.py": {"socket": "the command line is a client of a running grid"},
     "gateway.py": {"socket": "listens on the grid's port"},

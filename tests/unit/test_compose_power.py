@@ -11,11 +11,11 @@ from tokenworks.compose_power import SitePower, site_power
 from tokenworks.core.errors import GridFileError
 from tokenworks.core.units import MJ_PER_KWH
 from tokenworks.power.account import Stock, account, green_permille, match_hours
-from tokenworks.power.contract import Flow, Margin
+from tokenworks.power.contract import Flow
 from tokenworks.power.events import limits
 from tokenworks.power.plant import dispatch
 from tokenworks.power.signal import at
-from tokenworks.power.tables import HOUR_NS, load, load_forecast
+from tokenworks.power.tables import HOUR_NS, load
 
 ROOT = Path(__file__).parents[2]
 WEEK_NS = int(datetime(2024, 4, 24, tzinfo=UTC).timestamp()) * 10**9
@@ -38,14 +38,16 @@ def test_a_week_of_the_example_closes_to_the_nano() -> None:
         assert unserved == 0
         flows.append(flow)
         stocks = account(power.supplies, flow, 0, stocks).stocks
-    bill = power.contract.bill(flows)
-    assert bill.nano == sum(part or 0 for part in bill.parts)
-    assert len(bill.lines) == 8
+    costs = [power.contract.bill(flow) for flow in flows]
+    assert None not in costs
+    assert len(power.contract.charges) == 8
     stocks, accounts = {"cells": Stock()}, []
-    for flow, cost, matched in zip(flows, bill.parts, match_hours(flows), strict=True):
+    for flow, cost, matched in zip(flows, costs, match_hours(flows), strict=True):
         accounts.append(account(power.supplies, flow, cost, stocks, matched))
         stocks = accounts[-1].stocks
-    assert bill.nano == sum(each.load.nano or 0 for each in accounts) + (stocks["cells"].nano or 0)
+    assert sum(cost or 0 for cost in costs) == sum(each.load.nano or 0 for each in accounts) + (
+        stocks["cells"].nano or 0
+    )
     into = sum(flow.import_mj + sum(flow.produced_mj.values()) for flow in flows)
     assert into == stocks["cells"].mj + sum(each.load.mj + each.exported.mj + each.lost_mj for each in accounts)
     shares = green_permille(power.supplies, accounts, flows)
@@ -54,17 +56,16 @@ def test_a_week_of_the_example_closes_to_the_nano() -> None:
 
 
 def test_the_chinese_tariff_of_the_example() -> None:
-    """After the wall clock: the tier of Shanghai's hour and holiday is the marginal price, the peak comes on top."""
+    """After the wall clock: the tier of Shanghai's hour and holiday is the marginal price."""
     contract = example(0).contract
 
-    def price(text: str, margin: Margin = Margin()) -> int | None:  # noqa: B008 - frozen
-        return contract.marginal_nano_per_kwh(int(datetime.fromisoformat(text).timestamp()) * 10**9, margin)
+    def price(text: str) -> int | None:
+        return contract.marginal_nano_per_kwh(int(datetime.fromisoformat(text).timestamp()) * 10**9)
 
     assert price("2024-04-24T10:00+08:00") == 1_110_000_000
     assert price("2024-04-24T12:00+08:00") == 240_000_000
     assert price("2024-05-01T12:00+08:00") == 120_000_000
     assert price("2024-04-24T23:00+08:00") == 600_000_000
-    assert price("2024-04-24T23:00+08:00", Margin("import", 5, 5)) == 600_000_000 + 4 * 38_400_000_000
 
 
 def test_events_of_the_example_become_limits() -> None:
@@ -87,6 +88,14 @@ def test_a_site_without_a_contract_pays_the_price_of_its_feed() -> None:
     assert site_power(bare, "EUR").contract.marginal_nano_per_kwh(0) is None
 
 
+def test_the_residual_mix_is_the_files() -> None:
+    """Market-based carbon of what is not contracted: of the residual mix where the file has one."""
+    site = gridfile.parse(HEAD + 'supply = { carbon = "100 g/kWh", residual = "600 g/kWh" }', "g").sites[0]
+    power, flow = site_power(site, "USD"), Flow(start_ns=0, end_ns=HOUR_NS, import_mj=MJ_PER_KWH)
+    traced = account(power.supplies, flow, 0, {})
+    assert (traced.load.carbon_ug, traced.load.market_ug) == (100_000_000, 600_000_000)
+
+
 def test_an_event_without_sense_names_its_site() -> None:
     """After typing: an event with two targets is told before the grid starts."""
     text = '[[site.event]]\nid = "e"\nkind = "curtail"\nstart = 2026-01-01T00:00:00Z\nduration = "1 h"\ncut = 0.5\n'
@@ -96,16 +105,11 @@ def test_an_event_without_sense_names_its_site() -> None:
 
 
 def test_the_committed_tables_are_what_their_readme_says() -> None:
-    """After data that rots: a week of prices with negative hours, and a forecast issued at noon of the day before."""
+    """After data that rots: a week of prices with negative hours, and a week of wind."""
     prices = load(ROOT / "data/power/caiso-np15-week.csv", "price_per_mwh")
     assert (prices.starts.size, int(prices.starts[0]), int((prices.values < 0).sum())) == (168, WEEK_NS, 35)
     truth = load(ROOT / "data/power/wind-week.csv", "availability")
-    forecast = load_forecast(ROOT / "data/power/wind-week-forecast.csv", "availability", truth=truth)
-    noon = WEEK_NS + 12 * HOUR_NS
-    tomorrow = forecast.known_at(noon, WEEK_NS, WEEK_NS + 72 * HOUR_NS)
-    assert at(tomorrow, WEEK_NS + 47 * HOUR_NS) is not None
-    assert at(tomorrow, WEEK_NS + 48 * HOUR_NS) is None
-    assert at(tomorrow, WEEK_NS) == at(truth, WEEK_NS) == 416_300
+    assert at(truth, WEEK_NS) == 416_300
 
 
 def test_power_of_every_example_can_be_worked_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,9 @@ CONTRACT = HEAD + "[site.contract]\n"
 CHARGE = CONTRACT + "[[site.contract.charge]]\n"
 MODULE = '[[site.module]]\nname = "m"\ncapacity = "2 kW"\nit = "1 kW"\n'
 WINDOW = '[[site.window]]\nlength = "10 min"\n'
+METER_2 = '[[site.meter]]\nmax = "1 kW"\n'
+METER = HEAD + METER_2
+SERVER = HEAD + '[[site.server]]\nname = "rack1"\n'
 EVENT = HEAD + '[[site.event]]\nid = "e"\nkind = "curtail"\nduration = "1 h"\n'
 
 
@@ -49,7 +52,7 @@ def test_files_of_signals_are_beside_the_grid_file(tmp_path: Path) -> None:
             HEAD + '[[site.module]]\nname = "m"\ncapacity = "1 kW"\nit = "2 kW"',
             "module[1].it: must be above 0 and at most",
         ),
-        (HEAD + WINDOW + "start = 2027-01-01T00:00:00Z", "site[1].window: a site with windows needs a module"),
+        (HEAD + WINDOW + "start = 2027-01-01T00:00:00Z", "site[1].window: a site with a window needs a module"),
         (HEAD + MODULE + WINDOW + "start = 2027-01-01T00:00:00", "window[1].start: needs a zone"),
         (
             HEAD + MODULE + WINDOW + 'start = 2027-01-01T00:00:00Z\nperiod = "1 min"',
@@ -81,6 +84,18 @@ def test_files_of_signals_are_beside_the_grid_file(tmp_path: Path) -> None:
             "event[2].id: 'e' is there twice",
         ),
         (HEAD + '[site.openadr]\nurl = "ftp://x"\nven = "v"', "site[1].openadr.url: is not an http"),
+        (METER + 'kind = "modbus"\nof = "site"', "site[1].meter[1].host: is missing: modbus needs it"),
+        (METER + 'kind = "rapl"\nof = "server"\nunit = "W"', "meter[1].unit: does not belong to a rapl meter"),
+        (METER + 'kind = "nvml"\nof = "board"\nname = "x"', "meter[1].name: 'x': no such board"),
+        (SERVER + METER_2 + 'kind = "rapl"\nof = "server"\nname = "rack2"', "no such server (did you mean rack1?)"),
+        (METER + 'kind = "rapl"\nof = "server"\n' + METER_2 + 'kind = "rapl"\nof = "server"', "is metered twice"),
+        (METER + 'kind = "page"\nof = "site"\nurl = "dcgm"', "meter[1].url: is not an http or https address"),
+        (
+            METER + 'kind = "snmp"\nof = "site"\nhost = "pdu"\noid = "1.3"\nunit = "W"',
+            "meter[1].host: is not a host and its port",
+        ),
+        (HEAD + '[[site.device]]\nid = "d"\nserver = "n"', "device[1].server: 'n': no such server"),
+        (HEAD + 'wet_bulb = { file = "a", column = "b" }', "site[1].wet_bulb: a site with a wet_bulb needs a module"),
     ],
 )
 def test_a_wrong_table_is_told_with_its_place(text: str, what: str) -> None:

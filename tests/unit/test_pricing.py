@@ -15,6 +15,7 @@ GRID = Supply(name="grid", carbon_ug_per_kwh=400_000_000)
 SUN = Supply(name="roof", kind="solar", capacity_mw=1_000_000, carbon_ug_per_kwh=45_000_000)
 CELLS = Supply(name="cells", kind="battery", energy_mj=MJ_PER_KWH, power_mw=10_000_000, efficiency_permille=1_000)
 BY_KWH = Contract(charges=(Charge(kind="energy", price_nano_per_kwh=10**8),))
+DEMAND = Charge(kind="demand", name="peak", nano_per_kw=10**9)
 SITE = Site(name="a/b", supply_tables=(GRID, SUN, CELLS), contract=BY_KWH)
 SUN_MJ = 60_000_000
 """Of a minute: 1 kW."""
@@ -53,6 +54,43 @@ def test_asking_again_does_not_use_the_battery_twice(pricing: SitePricing) -> No
     assert pricing(T0 + MINUTE, T0 + 3 * MINUTE, 3 * SUN_MJ).nano == 0
     pricing(T0 + 3 * MINUTE, T0 + 4 * MINUTE, SUN_MJ)
     assert pricing(T0 + MINUTE, T0 + 3 * MINUTE, 3 * SUN_MJ).nano == 0, "a correction sees what was stored then"
+
+
+def test_peaks_are_billed_month_by_month(tmp_path: Path) -> None:
+    """All so far, said once; over a restart, a month's end and an interval that was made longer or corrected."""
+    site = Site(name="s", supply_tables=(GRID,), contract=Contract(charges=(*BY_KWH.charges, DEMAND)))
+    first = SitePricing(site, "USD", tmp_path)
+
+    def said(pricing: SitePricing) -> list[tuple[str, int]]:
+        return [(bill.what, bill.nano) for bill in pricing.bills("s", "grid")]
+
+    assert said(first) == []
+    start = T0 // (15 * MINUTE) * 15 * MINUTE
+    first(start, start + 7 * MINUTE, 7 * SUN_MJ)
+    [bill] = first.bills("s", "grid")
+    assert (bill.site, bill.supply, bill.part, bill.at_ns) == ("s", "grid", "demand", start)
+    assert (bill.what, bill.nano) == ("peak 2023-11", 7 * 10**9 // 15 + 1)  # rounded half up
+    assert said(first) == []
+    first(start, start + 8 * MINUTE, 15 * SUN_MJ)
+    assert said(first) == [("peak 2023-11", 10**9)]
+    first(start, start + 8 * MINUTE, 12 * SUN_MJ)
+    assert said(first) == [("peak 2023-11", 8 * 10**8)], "its journal refused it, or less was metered after all"
+    second = SitePricing(site, "USD", tmp_path)
+    second(start + 8 * MINUTE, start + 15 * MINUTE, 18 * SUN_MJ)
+    assert said(second) == [("peak 2023-11", 2 * 10**9)]
+    second(start + 15 * MINUTE, start + 30 * MINUTE, 15 * SUN_MJ)
+    assert said(second) == [], "a lower window"
+    month = (T0 // NS_PER_S // 86_400 + 16) * 86_400 * NS_PER_S  # 2023-11-30
+    second(month, month + 1455 * MINUTE, 97 * 45 * SUN_MJ)
+    assert said(second) == [("peak 2023-11", 3 * 10**9), ("peak 2023-12", 3 * 10**9)]
+
+
+def test_a_bill_that_was_refused_is_said_again(tmp_path: Path) -> None:
+    """It counts as said when the next is asked for, and not before."""
+    pricing = SitePricing(Site(name="s", contract=Contract(charges=(DEMAND,))), "USD", tmp_path)
+    pricing(T0, T0 + MINUTE, SUN_MJ)
+    refused = next(iter(pricing.bills("s", "grid")))
+    assert [*pricing.bills("s", "grid")] == [refused]
 
 
 def test_what_nothing_could_serve_has_no_known_price(tmp_path: Path) -> None:

@@ -6,14 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.support.house import Script, World
 
 from tokenworks.core.clock import ManualClock
-from tokenworks.core.errors import BadRequest, NotFound
+from tokenworks.core.errors import BadRequest, ExchangeDown, NotFound
 from tokenworks.core.units import MJ_PER_KWH, NS_PER_S, rate_of
 from tokenworks.core.words import Provenance, Sourced
 from tokenworks.curtail import CAP, DEFER, SLEEP, Order
+from tokenworks.exchange.words import BillPower
 from tokenworks.power.events import GridEvent
 from tokenworks.power.supply import Supply
 from tokenworks.respond import EVENTS_MAX, KEEP_NS, Responder, Watch, post_event
@@ -36,6 +38,8 @@ class Room:
         self.agent = SiteAgent(SITE, self.clock, lambda interval: None)
         self.orders: dict[str, Order] = {}
         self.folder = folder
+        self.bills: list[BillPower] = []
+        self.asked, self.refuses = 0, False
         self.replicas = World(folder, [Script()]).replicas
         self.responder = Responder({"s": self.agent}, self.replicas, self.orders, self.clock, folder)
 
@@ -47,6 +51,12 @@ class Room:
         for _ in range(seconds):
             self.clock.advance(1)
             self.responder.look()
+
+    def bill(self, bill: BillPower) -> None:
+        self.asked += 1
+        if self.refuses:
+            raise ExchangeDown("the disk is full")
+        self.bills.append(bill)
 
     def event(self, **more: Any) -> GridEvent:
         now = self.clock.now_ns()
@@ -96,10 +106,35 @@ def test_an_event_has_a_baseline_an_order_and_an_end(room: Room) -> None:
     assert event["delivered_mj"] == 200_000 - 9 * 10_000 - 11 * 2_000
     assert event["asked_mj"] == 50_000
     assert event["nano"] == rate_of(50_000, 10**9, MJ_PER_KWH)
-    assert event["avoided_nano"] == rate_of(88_000, 10**9, MJ_PER_KWH)
+    assert abs(event["avoided_nano"] - rate_of(88_000, 10**9, MJ_PER_KWH)) <= 10, "rounded each second"
+    assert event["baseline"] == "the 10 seconds before"
     room.clock.advance(KEEP_NS // NS_PER_S)
     room.look(1)
     assert room.status()["events"] == []
+
+
+def test_an_event_that_is_over_is_billed_once(room: Room) -> None:
+    """What the grid owes is a negative bill; while the journal refuses it is said again; a new price is a new sum. One
+    that began before this process is not billed."""
+    room.responder.watches["s"].bill = room.bill
+    event = room.event(pay_nano_per_kwh=10**12, penalty_nano_per_kwh=10**11)
+    room.watch.hear(event)
+    early = room.event(start_ns=room.clock.now_ns() - 1, pay_nano_per_kwh=10**12)
+    room.watch.hear(msgspec.structs.replace(early, id="early"))
+    room.look(19)
+    assert (room.bills, room.asked) == ([], 0)
+    room.refuses = True
+    room.look(2)
+    room.refuses = False
+    room.look(3)
+    assert room.asked == 3, "twice refused, then taken"
+    owed = {each["id"]: each["nano"] for each in room.status()["events"]}
+    assert owed["e"] < 0, "nothing gave way: it is fined"
+    said: dict[str, Any] = {"part": "events", "what": "event e", "nano": -owed["e"], "at_ns": event.end_ns}
+    assert room.bills == [BillPower(site="s", supply="m", **said)]
+    room.watch.hear(msgspec.structs.replace(event, penalty_nano_per_kwh=0))
+    room.look(2)
+    assert [bill.nano for bill in room.bills] == [-owed["e"], 0]
 
 
 def test_a_posted_event_is_heard_changed_and_cancelled(room: Room) -> None:
@@ -135,3 +170,19 @@ def test_a_posted_event_must_make_sense(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="known already"):
         post_event(tmp_path, ["a"], None, good, 0)
     post_event(tmp_path, ["a"], None, good.replace(b'"e"', b'"7"'), 0)
+
+
+def test_an_event_is_measured_against_similar_days_where_there_are_enough(room: Room) -> None:
+    """What it drew before does not matter then: neither a site that was idle by chance nor one that raised its load."""
+    history, now = room.watch.history, room.clock.now_ns()
+    start, day = now + 20 * 86_400 * NS_PER_S, 86_400 * NS_PER_S
+    for minute in range(20 * 1_440):
+        at = now + minute * 60 * NS_PER_S
+        history.see(at, at + 60 * NS_PER_S, 8_000, event=False)
+    room.clock.advance(20 * day // NS_PER_S)
+    room.look(1)
+    room.watch.hear(room.event(start_ns=start + 2 * NS_PER_S, end_ns=start + 60 * NS_PER_S))
+    room.look(2)
+    [event] = room.status()["events"]
+    assert (event["baseline_mw"], event["baseline"]) == (8_000, "the same time on ten similar days")
+    assert room.orders["s"].max_mw == 6_000

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-from cyclopts import Parameter
+from rich.console import RenderableType
 
 from tokenworks import calibrations, datadir
 from tokenworks.cli import out
-from tokenworks.cli.talk import Json
+from tokenworks.cli.out import Answer, command
 from tokenworks.core.clock import WallClock
 from tokenworks.core.errors import BadRequest, EngineFailed, NotFound, TokenworksError, UnknownModel, Unreachable
 from tokenworks.device.discovery import Device, discover, read_text
@@ -31,28 +31,24 @@ from tokenworks.engine.perf.shapes import shape_named
 ERROR_GOOD = 0.15
 
 
+@command
 def calibrate(
     url: str | None = None, /, *, key: str | None = None, model: str | None = None, streams: int = STREAMS,
     device: str | None = None, gpus: int = 1, precision: str = "bf16",
-    out_file: Annotated[Path | None, Parameter(name="--out")] = None, as_json: Json = False,
-) -> int:  # fmt: skip
+    out_file: Annotated[Path | None, out.OutFile] = None,
+) -> Answer:  # fmt: skip
     """Measure a running engine in under three minutes: its coefficients, how far off they are, where its time goes.
 
-    Parameters
-    ----------
-    url:
-        Of any server that speaks OpenAI's protocol. Without it, the embedded engine of the running grid, spoken to
-        directly: what it does for the calibration is in nobody's bill.
-    key:
-        The engine's API key.
-    model:
-        Without it the first that the engine serves.
-    streams:
-        The most at once.
-    device, gpus, precision:
-        What an engine elsewhere runs on, a row of ``tokenworks device catalogue``, and in: for the device's limits.
-    out_file:
-        Where the calibration goes; without it into the data directory, where ``tokenworks up`` finds it.
+    Args:
+        url: Of any server that speaks OpenAI's protocol. Without it, the embedded engine of the running grid, spoken to
+            directly: what it does for the calibration is in nobody's bill.
+        key: The engine's API key.
+        model: Without it the first that the engine serves.
+        streams: The most at once.
+        device: What an engine elsewhere runs on, a row of ``tokenworks device catalogue``: for the device's limits.
+        gpus: Of how many.
+        precision: Of its weights: bf16, fp8, fp4 or int4.
+        out_file: Where the calibration goes; without it into the data directory, where ``tokenworks up`` finds it.
     """
     data, roofs = datadir.data_directory(), device_named(device) if device else None
     if url is None:
@@ -69,14 +65,10 @@ def calibrate(
         made = asyncio.run(_measured(url, key, of, streams, []))
     made = msgspec.structs.replace(made, checks=_with_parts(made, roofs, gpus, precision))
     path = calibrations.save(data, made, out_file)
-    if as_json:
-        out.put_json(made)
-    else:
-        _show(made)
     out.note(f"{made.about()}\nin {path}" + ("; tokenworks up uses it from its next start" if out_file is None else ""))
     if made.held_out_error > ERROR_GOOD:
         out.note("That is much: was the machine busy with other things? Repeat it when it is quiet.")
-    return 0
+    return Answer(made, _lines(made))
 
 
 def _door(data: Path, model: str | None) -> Door:
@@ -157,7 +149,7 @@ def _with_parts(made: Calibration, roofs: DeviceSpec | None, gpus: int, precisio
     return tuple(checks)
 
 
-def _show(made: Calibration) -> None:
+def _lines(made: Calibration) -> Iterator[RenderableType]:
     columns = ("streams", "tokens/s", "predicted", "TPOT ms", "predicted", "TTFT ms", "predicted", "W")
     rows: list[tuple[Any, ...]] = []
     for check in made.checks:
@@ -165,7 +157,7 @@ def _show(made: Calibration) -> None:
         pairs = [(said.tokens_s, "tokens_s"), (said.tpot_s * 1e3, "tpot_s"), (said.ttft_s * 1e3, "ttft_s")]
         shown = [text for value, name in pairs for text in (f"{value:,.1f}", f"{check.error(name):+.1%}")]
         rows.append((len(check.users), *shown, check.power_mw and f"{check.power_mw / 1e3:.1f}"))
-    out.console().print(out.table("measured on loads kept out of the fit", columns, rows, right=columns))
+    yield out.table("measured on loads kept out of the fit", columns, rows, right=columns)
     for check in (made.checks[0], made.checks[-1]):
         whole = sum(part.seconds for part in check.parts)
         parts = [
@@ -174,4 +166,4 @@ def _show(made: Calibration) -> None:
         ]
         title = f"\nwhere a mean iteration of {check.batch.sequences:.1f} sequences spends its {whole * 1e3:,.1f} ms"
         names = ("", "ms", "share", "device's limit, ms")
-        out.console().print(out.table(title, names, parts, right=names[1:]))
+        yield out.table(title, names, parts, right=names[1:])

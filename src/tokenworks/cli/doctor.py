@@ -8,9 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from tokenworks.cli import out
+from tokenworks.cli.out import Answer, command
 from tokenworks.cli.reach import configured_host, configured_port, get, grid_key
-from tokenworks.cli.talk import Json
 from tokenworks.core.errors import DataDirError, TokenworksError
 from tokenworks.datadir import FORMAT, data_directory, read_run
 from tokenworks.device.discovery import discover
@@ -33,10 +32,13 @@ class Check(NamedTuple):
     fix: str | None = None
 
 
+def _finding(check: str, well: bool, evidence: str, fix: str, else_: Literal["warn", "fail"] = "fail") -> Check:
+    return Check(check, "ok", evidence) if well else Check(check, else_, evidence, fix)
+
+
 def _python() -> Check:
     version = ".".join(map(str, sys.version_info[:3]))
-    good = (3, 11) <= sys.version_info[:2] <= (3, 13)
-    return Check("python", "ok" if good else "fail", version, None if good else "use Python 3.11 to 3.13")
+    return _finding("python", (3, 11) <= sys.version_info[:2] <= (3, 13), version, "use Python 3.11 to 3.13")
 
 
 def _devices() -> Check:
@@ -45,9 +47,7 @@ def _devices() -> Check:
         return Check("devices", "fail", "none found", "describe them in a grid file: [[site.device]]")
     seen = "; ".join(f"{d.name}, {d.threads} threads, {d.memory_bytes / 1e9:.1f} GB" for d in found)
     small = sum(d.memory_bytes for d in found) < MEMORY_BYTES_MIN
-    return Check(
-        "devices", "warn" if small else "ok", seen, "the embedded engine wants 2 GB of memory" if small else None
-    )
+    return _finding("devices", not small, seen, "the embedded engine wants 2 GB of memory", "warn")
 
 
 def _data() -> Check:
@@ -59,12 +59,7 @@ def _data() -> Check:
     if found != str(FORMAT):
         return Check("data directory", "fail", f"{data} has format {found}", "set TOKENWORKS_DATA to another directory")
     private = data.stat().st_mode & 0o077 == 0
-    return Check(
-        "data directory",
-        "ok" if private else "fail",
-        str(data),
-        None if private else f"others can read it: chmod 700 {data}",
-    )
+    return _finding("data directory", private, str(data), f"others can read it: chmod 700 {data}")
 
 
 def _disk() -> Check:
@@ -72,15 +67,13 @@ def _disk() -> Check:
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
-    short = free < FREE_BYTES_MIN
-    return Check("disk", "warn" if short else "ok", f"{free / 1e9:.1f} GB free", "free some space" if short else None)
+    return _finding("disk", free >= FREE_BYTES_MIN, f"{free / 1e9:.1f} GB free", "free some space", "warn")
 
 
 def _model() -> Check:
     missing = [m.name for m in catalogue().values() if not (model_cache() / m.file).exists()]
-    if missing:
-        return Check("model file", "warn", f"{', '.join(missing)} not fetched yet", "tokenworks model pull")
-    return Check("model file", "ok", str(model_cache()))
+    seen = f"{', '.join(missing)} not fetched yet" if missing else str(model_cache())
+    return _finding("model file", not missing, seen, "tokenworks model pull", "warn")
 
 
 def _grid() -> Check:
@@ -93,7 +86,7 @@ def _grid() -> Check:
         return Check("grid", "fail", error.message, error.hint)
     states = ", ".join(f"{r['name']} {r['state']}" for r in found["replicas"])
     ready = any(r["state"] == "ready" for r in found["replicas"])
-    return Check("grid", "ok" if ready else "fail", states, None if ready else "see logs/ in the data directory")
+    return _finding("grid", ready, states, "see logs/ in the data directory")
 
 
 def _books() -> Check:
@@ -105,7 +98,7 @@ def _books() -> Check:
         return Check("books", "fail", error.message, error.hint)
     wrong = [check["check"] for check in report["checks"] if not check["ok"]]
     evidence = "; ".join(wrong) or f"closed, {report['receipts']} receipts"
-    return Check("books", "fail" if wrong else "ok", evidence, "tokenworks books shows the lines" if wrong else None)
+    return _finding("books", not wrong, evidence, "tokenworks books shows the lines")
 
 
 def _journals() -> Check:
@@ -128,27 +121,19 @@ def _journals() -> Check:
 
 def _root() -> Check:
     root = os.geteuid() == 0
-    return Check(
-        "user",
-        "warn" if root else "ok",
-        "root" if root else "not root",
-        "run it as a user of its own" if root else None,
-    )
+    return _finding("user", not root, "root" if root else "not root", "run it as a user of its own", "warn")
 
 
+COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 CHECKS: tuple[Callable[[], Check], ...] = (_python, _root, _devices, _data, _disk, _model, _grid, _books, _journals)
 
 
-def doctor(*, as_json: Json = False) -> int:
+@command
+def doctor() -> Answer:
     """Check this machine and its grid. Exit status 1 when a check fails; warnings do not count."""
-    found = [check() for check in CHECKS]
-    if as_json:
-        out.put_json([check._asdict() for check in found])
-    else:
-        console = out.console()
-        colours = {"ok": "green", "warn": "yellow", "fail": "red"}
-        for check in found:
-            console.print(f"[{colours[check.status]}]{check.status:4}[/] {check.check}: {check.evidence}")
-            if check.fix:
-                console.print(f"       {check.fix}")
-    return 1 if any(check.status == "fail" for check in found) else 0
+    found, lines = [check() for check in CHECKS], []
+    for each in found:
+        lines.append(f"[{COLOURS[each.status]}]{each.status:4}[/] {each.check}: {each.evidence}")
+        if each.fix:
+            lines.append(f"       {each.fix}")
+    return Answer([each._asdict() for each in found], lines, int(any(each.status == "fail" for each in found)))

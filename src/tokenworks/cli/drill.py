@@ -11,58 +11,48 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from rich.console import RenderableType
 
 from tokenworks.cli import out
+from tokenworks.cli.given import currency, duration_ns
+from tokenworks.cli.out import Answer, command
 from tokenworks.cli.reach import get, grid_key, request
-from tokenworks.cli.talk import Json
 from tokenworks.core.clock import WallClock
 from tokenworks.core.errors import BadRequest, NotFound, TokenworksError, nearest
-from tokenworks.core.units import NS_PER_MS, NS_PER_S, parse, parse_price
-from tokenworks.datadir import currency_of, data_directory
+from tokenworks.core.units import NS_PER_MS, NS_PER_S, parse_price
 
 BEFORE_S, AFTER_S = 5, 5
 PROBE_EVERY_S = 0.5
 
 
+@command
 def drill(
-    *,
-    curtail: str,
-    for_: Annotated[str, Parameter(name="--for")] = "10m",
-    site: str | None = None,
-    pay: str | None = None,
-    as_json: Json = False,
-) -> int:
+    *, curtail: str, for_: Annotated[str, Parameter(name="--for")] = "10m", site: str | None = None,
+    pay: str | None = None, as_json: out.Json = False,
+) -> Answer:  # fmt: skip
     """Play a grid event on the running grid and show the answer, second by second. Ctrl-C ends the event.
 
     Two short requests a second are sent meanwhile as an interactive client would; they are billed to the first account.
     Exit status 1 when one of them failed, or when the power never fell to the target.
 
-    Parameters
-    ----------
-    curtail:
-        How much less than before, like 25%.
-    for_:
-        How long, like 10m or 90s.
-    site:
-        Which site; the only one without it.
-    pay:
-        What the grid would pay, like "0.40 USD/kWh".
+    Args:
+        curtail: How much less than before, like 25%.
+        for_: How long, like 10m or 90s.
+        site: Which site; the only one without it.
+        pay: What the grid would pay, like "0.40 USD/kWh".
     """
     found = re.fullmatch(r"(\d+(?:\.\d)?)\s*%", curtail)
     if found is None or not 0 < float(found[1]) <= 100:
         raise BadRequest(f"--curtail {curtail!r} is no share", hint="like 25%")
-    long_ns = parse(re.sub(r"(\d)\s*m$", r"\1 min", re.sub(r"(\d)([a-z])", r"\1 \2", for_)), "time")
+    long_ns = duration_ns(for_)
     asked = {"cut_permille": round(float(found[1]) * 10)}
     if pay is not None:
-        asked["pay_nano_per_kwh"] = parse_price(pay, "kWh", currency_of(data_directory()))
+        asked["pay_nano_per_kwh"] = parse_price(pay, "kWh", currency())
     played = _Drill(site, as_json)
     with _probing() as probes:
         summary = played.play(asked, long_ns, probes)
-    if as_json:
-        out.put_json({"seconds": played.seconds, **summary})
-    else:
-        _print_summary(summary)
-    return 0 if summary["interactive_failed"] == 0 and summary["seconds_to_target"] is not None else 1
+    well = summary["interactive_failed"] == 0 and summary["seconds_to_target"] is not None
+    return Answer({"seconds": played.seconds, **summary}, _summary(summary), 0 if well else 1)
 
 
 class _Drill:
@@ -78,13 +68,8 @@ class _Drill:
         marks = [self._clock.now_ns()]
         self._watch("before", probes, lambda n: n < BEFORE_S)
         start_ns = self._clock.now_ns()
-        event = {
-            "id": f"drill-{start_ns}",
-            "kind": "curtail",
-            "start_ns": start_ns,
-            "end_ns": start_ns + long_ns,
-            **asked,
-        }
+        event = {"id": f"drill-{start_ns}", "kind": "curtail", "start_ns": start_ns, "end_ns": start_ns + long_ns}
+        event |= asked
         marks.append(start_ns)
         try:
             self._post(event)
@@ -194,20 +179,19 @@ def _probing() -> Iterator[list[tuple[int, int | None]]]:
         thread.join(5)
 
 
-def _print_summary(found: dict[str, Any]) -> None:
-    console, currency = out.console(), currency_of(data_directory())
-    reached = found["seconds_to_target"]
-    console.print(
+def _summary(found: dict[str, Any]) -> Iterator[RenderableType]:
+    unit, reached = currency(), found["seconds_to_target"]
+    yield (
         f"\n{found['site']}: {found['power']} power {found['baseline_mw'] / 1000:,.1f} W before, "
         f"{found['held_mw'] / 1000:,.1f} W held, a cut of {found['cut_percent']} %; "
         + (f"at the target after {reached} s" if reached is not None else "the target was not reached")
     )
     rows = [(name, each["p50"], each["p99"]) for name, each in found["latency_ms"].items()]
     columns = ("interactive", "p50 ms", "p99 ms")
-    console.print(out.table("", columns, rows, right=columns[1:]))
-    console.print(f"{found['interactive_failed']} interactive requests failed; at most {found['waiting_max']} waited")
-    paid, avoided = out.money(found["nano"], currency), out.money(found["avoided_nano"], currency)
-    console.print(
+    yield out.table("", columns, rows, right=columns[1:])
+    yield f"{found['interactive_failed']} interactive requests failed; at most {found['waiting_max']} waited"
+    paid, avoided = out.money(found["nano"], unit), out.money(found["avoided_nano"], unit)
+    yield (
         f"delivered {out.energy(found['delivered_mj'])} of {out.energy(found['asked_mj'])}; "
         f"the event pays {paid or 'nothing known'}, energy not bought {avoided or 'of unknown price'}"
     )
@@ -224,47 +208,54 @@ def _status(site: str | None, key: str) -> dict[str, Any]:
     return found
 
 
-def site_status(site: str | None = None, /, *, as_json: Json = False) -> int:
+@command
+def site_status(site: str | None = None, /) -> Answer:
     """Power, limits, meters and the last interval of every site.
 
-    Parameters
-    ----------
-    site:
-        Only this one.
+    Args:
+        site: Only this one.
     """
     key = grid_key(admin=True)
     sites = get("/v1/status", key)["sites"] if site is None else [_status(site, key)]
-    if as_json:
-        out.put_json(sites)
-        return 0
-    console, currency = out.console(), currency_of(data_directory())
-    for each in sites:
-        asked = f", no more than {each['max_mw'] / 1000:,.1f} W" if each["max_mw"] is not None else ", no limit"
-        power = "unknown" if each["power_mw"] is None else f"{each['power_mw'] / 1000:,.1f} W ({each['power']})"
-        console.print(f"[bold]{each['site']}[/bold]  {power}{asked}, {each['running']} running")
-        if each["contact"] is not None:
-            console.print(f"  contact from {each['contact']['start']} to {each['contact']['end']}")
-        if each["openadr"] is not None:
-            console.print(f"  OpenADR server: {each['openadr']}")
-        for event in each["events"]:
-            ended = ", cancelled" if event["cancelled"] else ""
-            console.print(f"  event {event['id']}: {event['kind']} from {event['start']} to {event['end']}{ended}")
-        for meter in each["meters"]:
-            watts = "silent" if meter["power_mw"] is None else f"{meter['power_mw'] / 1000:,.1f} W"
-            console.print(f"  meter of {meter['meters']}: {watts} {meter['wrong']}".rstrip())
-        last = each["interval"]
-        if last is None:
-            console.print("  no interval was closed yet")
-            continue
-        pue = f"{last['pue_ppm'] / 1e6:.3f}" if last["pue_ppm"] else "unknown"
-        water = "unknown" if last["water_ul"] is None else f"{last['water_ul'] / 1e6:,.3f} l"
-        console.print(
-            f"  last interval to {last['end']}: {out.energy(last['meter_mj'])} ({last['meter']}), "
-            f"{out.money(last['bill_nano'], currency) or 'price unknown'}, "
-            f"{out.carbon(last['carbon_ug']) or 'carbon unknown'}"
-        )
-        quality = last["quality_permille"] / 10
-        console.print(f"  PUE {pue}, water {water}, {quality:g} % placed by readings, from {last['supply']}")
-        for note in last["notes"]:
-            console.print(f"  note: {note}")
-    return 0
+    return Answer(sites, (line for each in sites for line in (*_site(each), *_interval(each["interval"]))))
+
+
+def _watts(mw: int) -> str:
+    return f"{mw / 1000:,.1f} W"
+
+
+def _site(each: dict[str, Any]) -> Iterator[str]:
+    asked = ", no limit" if each["max_mw"] is None else f", no more than {_watts(each['max_mw'])}"
+    power = "unknown" if each["power_mw"] is None else f"{_watts(each['power_mw'])} ({each['power']})"
+    yield f"[bold]{each['site']}[/bold]  {power}{asked}, {each['running']} running"
+    if each["contact"] is not None:
+        yield f"  contact from {each['contact']['start']} to {each['contact']['end']}"
+    price = out.money(each["price_nano_per_kwh"], currency()) or "price unknown"
+    yield f"  one more kWh now: {price}, {out.carbon(each['carbon_ug_per_kwh']) or 'carbon unknown'}"
+    shares = [f"{name} {share / 10:g} %" for name, share in each["sources_permille"].items() if share is not None]
+    if shares:
+        yield f"  of the last intervals: {', '.join(shares)}".replace("_", " ")
+    if each["openadr"] is not None:
+        yield f"  OpenADR server: {each['openadr']}"
+    for event in each["events"]:
+        ended = ", cancelled" if event["cancelled"] else ""
+        yield f"  event {event['id']}: {event['kind']} from {event['start']} to {event['end']}{ended}"
+    for meter in each["meters"]:
+        watts = "silent" if meter["power_mw"] is None else _watts(meter["power_mw"])
+        yield f"  meter of {meter['meters']}: {watts} {meter['wrong']}".rstrip()
+
+
+def _interval(last: dict[str, Any] | None) -> Iterator[str]:
+    if last is None:
+        yield "  no interval was closed yet"
+        return
+    pue = f"{last['pue_ppm'] / 1e6:.3f}" if last["pue_ppm"] else "unknown"
+    water = "unknown" if last["water_ul"] is None else f"{last['water_ul'] / 1e6:,.3f} l"
+    paid = out.money(last["bill_nano"], currency()) or "price unknown"
+    carbon = out.carbon(last["carbon_ug"]) or "carbon unknown"
+    yield f"  last interval to {last['end']}: {out.energy(last['meter_mj'])} ({last['meter']}), {paid}, {carbon}"
+    quality = last["quality_permille"] / 10
+    yield f"  PUE {pue}, water {water}, from {last['supply']}"
+    sign = "-" if last["residual_mj"] < 0 else ""
+    yield f"  {quality:g} % placed by readings, residual {sign}{out.energy(abs(last['residual_mj']))}"
+    yield from (f"  note: {note}" for note in last["notes"])

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
+from tokenworks.cli import given
 from tokenworks.cli import out as show
 from tokenworks.cli.price import known_prices
-from tokenworks.cli.talk import Json
 from tokenworks.core.clock import WallClock
 from tokenworks.core.errors import BadRequest
 from tokenworks.core.units import NS_PER_S
-from tokenworks.datadir import currency_of, data_directory, write_private
+from tokenworks.datadir import currency_of, data_directory
 from tokenworks.exchange.ask import ask
 from tokenworks.exchange.exports import cloudevents, focus, focus_table, invoice, journals, openai_usage
-from tokenworks.exchange.exports.sold import Catalogue, Credit, Purchase, Sold, catalogue, month_of, nanos
+from tokenworks.exchange.exports.sold import Catalogue, Credit, Purchase, Sold, catalogue, month_of
 from tokenworks.exchange.words import Grant
 
 Kind = Literal[
@@ -37,18 +36,10 @@ class Books:
         self.currency = currency_of(data)
         self.account, self.since_ns, self.until_ns = account, since_ns, until_ns
         self._data = data
-        self._first: dict[str, Any] | None = None
 
     def _page(self, method: str, after: object) -> dict[str, Any]:
-        found: dict[str, Any] = ask(
-            self._data,
-            method,
-            account=self.account,
-            since_ns=self.since_ns,
-            until_ns=self.until_ns,
-            after=after,
-            limit=PAGE,
-        )
+        period = {"account": self.account, "since_ns": self.since_ns, "until_ns": self.until_ns}
+        found: dict[str, Any] = ask(self._data, method, **period, after=after, limit=PAGE)
         return found
 
     def _rows(self, method: str, page: dict[str, Any]) -> Iterator[Any]:
@@ -58,12 +49,10 @@ class Books:
                 return
             page = self._page(method, page["next"])
 
-    @property
+    @cached_property
     def first(self) -> dict[str, Any]:
         """The first page of what was sold: it has what belongs to the period and not to one request."""
-        if self._first is None:
-            self._first = self._page("sold", None)
-        return self._first
+        return self._page("sold", None)
 
     def sold(self) -> Iterator[Sold]:
         """Each settlement of the period once."""
@@ -82,6 +71,14 @@ class Books:
         """The prices that the receipts cite."""
         return catalogue(known_prices(self._data)[0].every())
 
+    def beside(self) -> dict[str, Any]:
+        """What was bought and given back in the period, and the prices."""
+        return {
+            "known": self.known(),
+            "purchases": self.words("purchases", Purchase),
+            "credits_": self.words("credits", Credit),
+        }
+
 
 def export(
     kind: Kind,
@@ -91,37 +88,26 @@ def export(
     since: str | None = None,
     until: str | None = None,
     out: Path | None = None,
-    as_json: Json = False,
+    as_json: show.Json = False,
 ) -> int:
     """Write the books of a period for another program.
 
-    Parameters
-    ----------
-    kind:
-        focus: FOCUS 1.2 as CSV. focus-parquet: the same as Parquet (needs pyarrow). cloudevents: usage as CloudEvents.
-        invoice: a printable page. hledger, beancount: the money book. openai-usage, openai-costs: OpenAI's admin API.
-    account:
-        Only this account's; an invoice needs one.
-    since:
-        First day or month in UTC, like 2026-11-01 or 2026-11; the current month without it.
-    until:
-        First day or month after it; without it the end of the month of the beginning.
-    out:
-        Write to this file instead of standard output.
+    Args:
+        kind: focus: FOCUS 1.2 as CSV. focus-parquet: the same as Parquet (needs pyarrow). cloudevents: CloudEvents.
+            invoice: a printable page. hledger, beancount: the money book. openai-usage, openai-costs: OpenAI's API.
+        account: Only this account's; an invoice needs one.
+        since: First day or month in UTC, like 2026-11-01 or 2026-11; the current month without it.
+        until: First day or month after it; without it the end of the month of the beginning.
+        out: Write to this file instead of standard output.
     """
     since_ns, until_ns = _period(since, until, WallClock().now_ns())
     if account is not None and kind in ("hledger", "beancount"):
         raise BadRequest(f"{kind} is the whole money book, not one account's", hint="leave --account out")
-    books = Books(data_directory(), account, since_ns, until_ns)
-    if as_json:
-        made = msgspec.json.format(openai_usage.encode(_AS_JSON[kind](books)), indent=2) + b"\n"
-    else:
-        made = _AS_TEXT[kind](books)
+    data, text = _KINDS[kind]
+    found = data(Books(data_directory(), account, since_ns, until_ns))
+    made = _json_text(found) if as_json else text(found)
     if out is not None:
-        try:
-            write_private(out, made)
-        except OSError as error:
-            raise BadRequest(f"cannot write {out}: {error.strerror}", hint="name another file") from error
+        given.write(out, made)
         show.note(f"wrote {len(made):,} bytes to {out}")
     elif kind == "focus-parquet" and not as_json:
         raise BadRequest("Parquet is not text", hint="name a file: --out focus.parquet")
@@ -131,37 +117,16 @@ def export(
 
 
 def _period(since: str | None, until: str | None, now_ns: int) -> tuple[int, int]:
-    start = month_of(now_ns)[0] if since is None else day_ns(since)
-    end = month_of(start)[1] if until is None else day_ns(until)
+    start = month_of(now_ns)[0] if since is None else given.day_ns(since)
+    end = month_of(start)[1] if until is None else given.day_ns(until)
     if end <= start:
         raise BadRequest("the period ends before it begins", hint="until is the first day after the period")
     return start, end
 
 
-def day_ns(text: str) -> int:
-    """A day or a month in UTC as its first nanosecond. Raises BadRequest."""
-    if not re.fullmatch(r"2\d{3}-\d\d(-\d\d)?", text):
-        raise BadRequest(f"{text!r} is no day", hint="write 2026-11-01, or 2026-11 for a month")
-    try:
-        return nanos(datetime.fromisoformat(text if len(text) > 7 else text + "-01").replace(tzinfo=UTC))
-    except ValueError:
-        raise BadRequest(f"{text!r} is no day", hint="write 2026-11-01, or 2026-11 for a month") from None
-
-
 def _focus(books: Books) -> list[focus_table.Row]:
     grants = {grant.id: grant for grant in books.words("grants", Grant)}
-    return focus.rows(
-        books.sold(),
-        provider="Tokenworks",
-        known=books.known(),
-        grants=grants,
-        purchases=books.words("purchases", Purchase),
-        credits_=books.words("credits", Credit),
-    )
-
-
-def _events(books: Books) -> list[str]:
-    return list(cloudevents.events(books.sold(), "/tokenworks"))
+    return focus.rows(books.sold(), provider="Tokenworks", grants=grants, **books.beside())
 
 
 def _invoice(books: Books) -> invoice.Invoice:
@@ -177,73 +142,55 @@ def _invoice(books: Books) -> invoice.Invoice:
         currency=books.currency,
         since_ns=books.since_ns,
         until_ns=books.until_ns,
-        known=books.known(),
-        purchases=books.words("purchases", Purchase),
-        credits_=books.words("credits", Credit),
         owed_nano=books.first.get("owed_nano"),
+        **books.beside(),
     )
+
+
+def _pages(books: Books, ask_page: Callable[..., openai_usage.Page], **more: Any) -> openai_usage.Page:
+    """All pages of OpenAI's API as one: a file has no next page."""
+    sold, page, data = list(books.sold()), None, list[Any]()
+    while True:
+        start, end = books.since_ns // NS_PER_S, books.until_ns // NS_PER_S
+        made = ask_page(sold, start_time=start, end_time=end, page=page, **more)
+        data += made["data"]
+        if (page := made["next_page"]) is None:
+            return made | {"data": data}
 
 
 def _usage(books: Books) -> openai_usage.Page:
-    sold, start, end = list(books.sold()), books.since_ns // NS_PER_S, books.until_ns // NS_PER_S
-    return _whole(
-        lambda page: openai_usage.usage_page(
-            sold, start_time=start, end_time=end, group_by=("model",), limit=31, page=page
-        )
-    )
+    return _pages(books, openai_usage.usage_page, group_by=("model",), limit=31)
 
 
 def _costs(books: Books) -> openai_usage.Page:
-    sold, known, currency = list(books.sold()), books.known(), books.currency
-    bought, given = books.words("purchases", Purchase), books.words("credits", Credit)
-    return _whole(
-        lambda page: openai_usage.costs_page(
-            sold,
-            known=known,
-            currency=currency,
-            start_time=books.since_ns // NS_PER_S,
-            end_time=books.until_ns // NS_PER_S,
-            purchases=bought,
-            credits_=given,
-            group_by=("line_item",),
-            limit=180,
-            page=page,
-        )
+    more = {"currency": books.currency, "group_by": ("line_item",), "limit": 180}
+    return _pages(books, openai_usage.costs_page, **more, **books.beside())
+
+
+def _json_text(found: Any) -> bytes:
+    return msgspec.json.format(openai_usage.encode(found), indent=2) + b"\n"
+
+
+class _Kind(NamedTuple):
+    """What an export is made of, and the text made of that."""
+
+    data: Callable[[Books], Any]
+    text: Callable[[Any], bytes]
+
+
+def _journal(write: Callable[[Iterator[journals.Posting], str], str]) -> _Kind:
+    return _Kind(
+        lambda books: {"journal": write(books.postings(), books.currency)}, lambda made: str(made["journal"]).encode()
     )
 
 
-def _whole(ask_page: Callable[[str | None], openai_usage.Page]) -> openai_usage.Page:
-    """All pages as one: a file has no next page."""
-    made = ask_page(None)
-    cursor = made["next_page"]
-    while cursor is not None:
-        more = ask_page(cursor)
-        made["data"] += more["data"]
-        cursor = more["next_page"]
-    return made | {"has_more": False, "next_page": None}
-
-
-def _json_text(page: openai_usage.Page) -> bytes:
-    return msgspec.json.format(openai_usage.encode(page), indent=2) + b"\n"
-
-
-_AS_TEXT: dict[str, Callable[[Books], bytes]] = {
-    "focus": lambda books: focus_table.csv_text(_focus(books)).encode(),
-    "focus-parquet": lambda books: focus_table.parquet(_focus(books)),
-    "cloudevents": lambda books: "".join(f"{line}\n" for line in _events(books)).encode(),
-    "invoice": lambda books: invoice.as_html(_invoice(books)).encode(),
-    "hledger": lambda books: journals.hledger(books.postings(), books.currency).encode(),
-    "beancount": lambda books: journals.beancount(books.postings(), books.currency).encode(),
-    "openai-usage": lambda books: _json_text(_usage(books)),
-    "openai-costs": lambda books: _json_text(_costs(books)),
-}
-_AS_JSON: dict[str, Callable[[Books], Any]] = {
-    "focus": _focus,
-    "focus-parquet": _focus,
-    "cloudevents": lambda books: [msgspec.json.decode(line) for line in _events(books)],
-    "invoice": _invoice,
-    "hledger": lambda books: {"journal": journals.hledger(books.postings(), books.currency)},
-    "beancount": lambda books: {"journal": journals.beancount(books.postings(), books.currency)},
-    "openai-usage": _usage,
-    "openai-costs": _costs,
+_KINDS: dict[str, _Kind] = {
+    "focus": _Kind(_focus, lambda rows: focus_table.csv_text(rows).encode()),
+    "focus-parquet": _Kind(_focus, focus_table.parquet),
+    "cloudevents": _Kind(lambda books: list(cloudevents.events(books.sold())), msgspec.json.Encoder().encode_lines),
+    "invoice": _Kind(_invoice, lambda made: invoice.as_html(made).encode()),
+    "hledger": _journal(journals.hledger),
+    "beancount": _journal(journals.beancount),
+    "openai-usage": _Kind(_usage, _json_text),
+    "openai-costs": _Kind(_costs, _json_text),
 }

@@ -6,122 +6,98 @@ Both read files only, so a customer runs them on a machine that has never seen t
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
+from rich.console import RenderableType
+from rich.text import Text
 
-from tokenworks.cli import out
-from tokenworks.cli.talk import Json
+from tokenworks.cli import given, out
+from tokenworks.cli.out import Answer, command
+from tokenworks.cli.reach import ask_ledger
 from tokenworks.core.errors import BadRequest
-from tokenworks.datadir import data_directory, write_private
-from tokenworks.exchange.ask import ask
 from tokenworks.exchange.log.bundle import BUNDLE_BYTES_MAX, Verdict, audit, parse_proof, proof_text, verify_bundle
 from tokenworks.exchange.log.checkpoint import CHECKPOINT_BYTES_MAX
 
 
-def receipt_verify(file: Path, /, *, key: str | None = None, complete: bool = False, as_json: Json = False) -> int:
+@command
+def receipt_verify(file: Path, /, *, key: str | None = None, complete: bool = False) -> Answer:
     """Check exported receipts offline. Exit status 1 when something in them is wrong.
 
-    Parameters
-    ----------
-    file:
-        What ``tokenworks receipt export`` wrote.
-    key:
-        The log's verifier key as its operator publishes it, or a file that holds it. Without it the receipts are
-        checked with the key that came with them, which shows only that they fit together.
-    complete:
-        Also want every receipt of the account between the first and the last, as for an invoice.
+    Args:
+        file: What ``tokenworks receipt export`` wrote.
+        key: The log's verifier key as its operator publishes it, or a file that holds it. Without it the receipts are
+            checked with the key that came with them, which shows only that they fit together.
+        complete: Also want every receipt of the account between the first and the last, as for an invoice.
     """
     verdict = verify_bundle(_read(file, BUNDLE_BYTES_MAX), _key(key), require_complete=complete)
-    return _show(verdict, "the receipts are as the log has them", as_json=as_json)
+    return _answer(verdict, "the receipts are as the log has them")
 
 
+@command
 def receipt_export(
-    receipts: list[str] | None = None,
-    /,
-    *,
-    account: str | None = None,
-    last: int = 20,
-    out_file: Annotated[Path | None, Parameter(name="--out")] = None,
-    as_json: Json = False,
-) -> int:
+    receipts: list[str] | None = None, /, *, account: str | None = None, last: int = 20,
+    out_file: Annotated[Path | None, out.OutFile] = None, as_json: out.Json = False,
+) -> Answer:  # fmt: skip
     """Write receipts with their proofs to a file that their owner can check without the grid.
 
-    Parameters
-    ----------
-    receipts:
-        Their ids; without any, the latest of an account.
-    account:
-        Whose latest.
-    last:
-        How many of the latest.
-    out_file:
-        Where to; standard output without it.
+    Args:
+        receipts: Their ids; without any, the latest of an account.
+        account: Whose latest.
+        last: How many of the latest.
+        out_file: Where to; standard output without it.
     """
-    data = data_directory()
-    chosen = receipts or ask(data, "receipts", account=account, limit=last)
+    chosen = receipts or ask_ledger("receipts", account=account, limit=last)
     if not chosen:
         raise BadRequest("there is no receipt to export yet")
-    text = ask(data, "receipt_export", receipts=list(chosen))
+    text = ask_ledger("receipt_export", receipts=list(chosen))
     if out_file is None:
         sys.stdout.write(text + "\n")
     else:
-        try:
-            write_private(out_file, text.encode())
-        except OSError as error:
-            raise BadRequest(f"cannot write {out_file}: {error.strerror}") from None
+        given.write(out_file, text.encode())
         out.note(f"{len(chosen)} receipts in {out_file}; check them: tokenworks receipt verify {out_file} --key ...")
-    return 0
+    return Answer(None)
 
 
-def log_checkpoint(*, as_json: Json = False) -> int:
+@command
+def log_checkpoint(*, as_json: out.Json = False) -> Answer:
     """The latest signed checkpoint, on standard output; the key to check it with, on standard error."""
-    found = ask(data_directory(), "log_checkpoint")
-    if as_json:
-        out.put_json(found)
-    else:
+    found = ask_ledger("log_checkpoint")
+    if not as_json:
         sys.stdout.write(found["checkpoint"] or "")
         out.note(f"verifier key: {found['verifier']}")
-    return 0
+    return Answer(found)
 
 
-def log_proof(old: int, new: int, /, *, as_json: Json = False) -> int:
+@command
+def log_proof(old: int, new: int, /, *, as_json: out.Json = False) -> Answer:
     """The proof that the log of the newer size goes on from the older, on standard output.
 
-    Parameters
-    ----------
-    old:
-        Size of a checkpoint that was kept.
-    new:
-        Size of a newer one.
+    Args:
+        old: Size of a checkpoint that was kept.
+        new: Size of a newer one.
     """
-    hashes = ask(data_directory(), "log_proof", old=old, new=new)
-    if as_json:
-        out.put_json(hashes)
-    else:
+    hashes = ask_ledger("log_proof", old=old, new=new)
+    if not as_json:
         sys.stdout.write(proof_text([bytes.fromhex(node) for node in hashes]))
-    return 0
+    return Answer(hashes)
 
 
-def log_audit(old: Path, new: Path, /, *, key: str, proof: Path | None = None, as_json: Json = False) -> int:
+@command
+def log_audit(old: Path, new: Path, /, *, key: str, proof: Path | None = None) -> Answer:
     """Check that the log of a newer checkpoint goes on from an older one. Exit status 1 when it does not.
 
-    Parameters
-    ----------
-    old:
-        A checkpoint that was kept.
-    new:
-        A newer one.
-    key:
-        The log's verifier key, or a file that holds it.
-    proof:
-        The consistency proof between them; not needed when both are of the same size.
+    Args:
+        old: A checkpoint that was kept.
+        new: A newer one.
+        key: The log's verifier key, or a file that holds it.
+        proof: The consistency proof between them; not needed when both are of the same size.
     """
     hashes = parse_proof(_text(proof, CHECKPOINT_BYTES_MAX)) if proof else ()
     before, after = _read(old, CHECKPOINT_BYTES_MAX), _read(new, CHECKPOINT_BYTES_MAX)
     verdict = audit(before, after, hashes, _key(key) or "")
-    return _show(verdict, "the log was only appended to", as_json=as_json)
+    return _answer(verdict, "the log was only appended to")
 
 
 def _read(path: Path, bytes_max: int) -> bytes:
@@ -146,27 +122,19 @@ def _key(key: str | None) -> str | None:
     return _text(Path(key), CHECKPOINT_BYTES_MAX)
 
 
-def _show(verdict: Verdict, good: str, *, as_json: bool) -> int:
-    status = 0 if verdict.ok else 1
-    if as_json:
-        found = verdict._asdict()
-        if verdict.checkpoint is not None:
-            found["checkpoint"] = verdict.checkpoint._asdict() | {"root": verdict.checkpoint.root.hex()}
-        out.put_json(found)
-        return status
-    console = out.console()
+def _answer(verdict: Verdict, good: str) -> Answer:
+    found = verdict._asdict()
+    if verdict.checkpoint is not None:
+        found["checkpoint"] = verdict.checkpoint._asdict() | {"root": verdict.checkpoint.root.hex()}
+    return Answer(found, _lines(verdict, good), 0 if verdict.ok else 1)
 
-    def put(mark: str, style: str, lines: tuple[str, ...]) -> None:
-        for line in lines:
-            console.print(mark, style=style, end="  ")
-            console.print(line, markup=False)
 
-    put("ok   ", "green", verdict.checked)
-    put("WRONG", "red", verdict.wrong)
-    put("note ", "yellow", verdict.notes)
+def _lines(verdict: Verdict, good: str) -> Iterator[RenderableType]:
+    marked = ("ok   ", "green", verdict.checked), ("WRONG", "red", verdict.wrong), ("note ", "yellow", verdict.notes)
+    for mark, style, lines in marked:
+        yield from (Text.assemble((mark, style), "  ", line) for line in lines)
     if verdict.unproven:
         # Whole layer lines for people; --json names every figure.
         groups = dict.fromkeys(".".join(name.split(".")[:2]) for name in verdict.unproven)
-        console.print(f"shown, but in no leaf and so not proven: {', '.join(groups)}", markup=False)
-    console.print(f"[green]{good}[/green]" if verdict.ok else "[red]do not rely on this: see above[/red]")
-    return status
+        yield Text(f"shown, but in no leaf and so not proven: {', '.join(groups)}")
+    yield f"[green]{good}[/green]" if verdict.ok else "[red]do not rely on this: see above[/red]"

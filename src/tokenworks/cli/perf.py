@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tokenworks.cli import out
-from tokenworks.cli.talk import Json
+from tokenworks.cli.out import Answer, command
 from tokenworks.core.errors import BadRequest
 from tokenworks.core.units import NANO, parse_money
 from tokenworks.engine.perf.devices import device_named
@@ -15,34 +15,29 @@ from tokenworks.engine.perf.shipped import shipped
 from tokenworks.engine.perf.simulate import Figures, Load, simulate
 
 
+@command
 def perf(
     model: str, /, *, device: str, gpus: int = 1, isl: int = 1024, osl: int = 1024, concurrency: int = 16,
     engine: str = "vllm", tp: int | None = None, ep: int = 1, dp: int = 1, precision: str | None = None,
-    prefix_hit: float = 0.0, lora_swap: float = 0.0, cost_per_hour: str | None = None, as_json: Json = False,
-) -> int:  # fmt: skip
+    prefix_hit: float = 0.0, lora_swap: float = 0.0, cost_per_hour: str | None = None,
+) -> Answer:  # fmt: skip
     """What a model would do on a device: speed, latency, power and cost, modelled from published measurements.
 
-    Parameters
-    ----------
-    model:
-        An open model, like llama-3.1-70b or deepseek-ai/DeepSeek-R1.
-    device:
-        A row of ``tokenworks device catalogue``, like b200 or nvidia-h100-sxm.
-    gpus:
-        Devices in all; as many replicas as they hold share the users.
-    isl, osl, concurrency:
-        Prompt and output tokens of a request, at most (lengths vary down to 80 %), and users, each of whom sends the
-        next request when the last one is answered.
-    engine:
-        vllm, sglang or trtllm; any other is taken for an average one.
-    tp, ep, dp:
-        Devices that split a layer (all of them without it), that split the experts, and copies of attention.
-    precision:
-        bf16, fp8, fp4 or int4; without it fp8 where the device computes in it.
-    prefix_hit, lora_swap:
-        Part of each prompt that is cached already; part of requests whose adapter has to be fetched.
-    cost_per_hour:
-        Of one device, like "2.50 USD"; without it the cost is unknown.
+    Args:
+        model: An open model, like llama-3.1-70b or deepseek-ai/DeepSeek-R1.
+        device: A row of ``tokenworks device catalogue``, like b200 or nvidia-h100-sxm.
+        gpus: Devices in all; as many replicas as they hold share the users.
+        isl: Prompt tokens of a request, at most (lengths vary down to 80 %).
+        osl: Output tokens, likewise.
+        concurrency: Users, each of whom sends the next request when the last one is answered.
+        engine: vllm, sglang or trtllm; any other is taken for an average one.
+        tp: Devices that split a layer; all of them without it.
+        ep: Devices that split the experts.
+        dp: Copies of attention.
+        precision: bf16, fp8, fp4 or int4; without it fp8 where the device computes in it.
+        prefix_hit: Part of each prompt that is cached already.
+        lora_swap: Part of requests whose adapter has to be fetched.
+        cost_per_hour: Of one device, like "2.50 USD"; without it the cost is unknown.
     """
     spec, tp = device_named(device), gpus // max(1, dp) if tp is None else tp
     chosen = precision or ("fp8" if spec.fp8_tflops else "bf16")
@@ -52,16 +47,13 @@ def perf(
     replicas = gpus // plan.gpus
     load = Load(concurrency=-(-concurrency // replicas), isl=isl, osl=osl, prefix_hit=prefix_hit, lora_swap=lora_swap)
     found = _report(plan, load, simulate(plan, load, shipped()), replicas, cost_per_hour)
-    if as_json:
-        out.put_json(found)
-    else:
-        parts = {f"  {part} ms": ms for part, ms in found.pop("breakdown").items()}
-        rows = [
-            (key.replace("_", " "), f"{value:,.3f}" if isinstance(value, float) else value)
-            for key, value in {**found, **parts}.items()
-        ]
-        out.console().print(out.table("", ("", "modelled"), rows, right=("modelled",)))
-    return 0
+    parts = {f"  {part} ms": ms for part, ms in found["breakdown"].items()}
+    rows = [
+        (key.replace("_", " "), f"{value:,.3f}" if isinstance(value, float) else value)
+        for key, value in {**found, **parts}.items()
+        if key != "breakdown"
+    ]
+    return Answer(found, [out.table("", ("", "modelled"), rows, right=("modelled",))])
 
 
 def _report(plan: Plan, load: Load, figures: Figures, replicas: int, cost_per_hour: str | None) -> dict[str, Any]:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from rich.console import RenderableType
+from rich.text import Text
 
-from tokenworks.cli import out
-from tokenworks.cli.talk import Json
+from tokenworks.cli import given, out
+from tokenworks.cli.out import Answer, command
 from tokenworks.core.clock import WallClock, utc_text
-from tokenworks.core.errors import BadRequest, DataDirError
+from tokenworks.core.errors import DataDirError
 from tokenworks.core.ids import random_bytes
 from tokenworks.core.words import BUCKETS
-from tokenworks.datadir import data_directory, read_keys, read_run, write_private
+from tokenworks.datadir import data_directory, read_keys, read_run
 from tokenworks.exchange.cards import sign_card
-from tokenworks.exchange.exports.sold import nanos
 from tokenworks.exchange.log.checkpoint import load_key, new_key, save_key
 from tokenworks.exchange.price_file import load_price_list, signatures_path, signer
 from tokenworks.exchange.prices import STANDS_IN, PriceList, shipped_prices
@@ -36,49 +36,41 @@ def known_prices(data: Path) -> tuple[PriceList, str]:
     return found, "the running grid" if read_run(data) else "the grid when it last ran"
 
 
-def price_show(
-    model: str | None = None, /, *, at: str | None = None, file: Path | None = None, as_json: Json = False
-) -> int:
+@command
+def price_show(model: str | None = None, /, *, at: str | None = None, file: Path | None = None) -> Answer:
     """What tokens cost, in standard tokens and in money, with what others list beside.
 
-    Parameters
-    ----------
-    model:
-        Only this one; without it every model that has a line, and "*" for all others.
-    at:
-        An instant or a day in UTC, like 2026-12-01 or 2026-12-01T08:00; now without it.
-    file:
-        A price list, instead of the grid's.
+    Args:
+        model: Only this one; without it every model that has a line, and "*" for all others.
+        at: An instant or a day in UTC, like 2026-12-01 or 2026-12-01T08:00; now without it.
+        file: A price list, instead of the grid's.
     """
     prices, whose = known_prices(data_directory())
     if file is not None:
         prices, whose = load_price_list(file, prices.currency), str(file)
-    at_ns = WallClock().now_ns() if at is None else _instant_ns(at)
+    at_ns = WallClock().now_ns() if at is None else given.instant_ns(at)
     now, change_ns = prices.at(at_ns), prices.next_change_ns(at_ns)
     head = {
         "prices_of": whose,
         "at": utc_text(at_ns),
         "rate_card": now.rate_card,
         "price_book": now.price_book,
-        "next_change": None if change_ns is None else utc_text(change_ns),
+        "next_change": out.when(change_ns),
         "signed_by": {name: signature.public_key for name, signature in prices.signatures.items()},
     }
     models = [model] if model else sorted({*now.rates, *now.prices, *(m for c in now.classes.values() for m in c)})
-    rates = {each: {bucket: rate for bucket, (rate, _) in now.line(each).items()} for each in models}
-    if as_json:
-        lines = [{"model": m, "ustu_per_token": rates[m], "nano_per_mtok": _columns(prices, m, at_ns)} for m in models]
-        out.put_json(head | {"models": lines})
-        return 0
-    for name, value in head.items():
-        out.console().print(f"{name:12} {value or '-'}", markup=False)
+    shown: list[RenderableType] = [Text(f"{name:12} {value or '-'}") for name, value in head.items()]
+    lines = []
     for each in models:
+        rates = {bucket: rate for bucket, (rate, _) in now.line(each).items()}
         columns = _columns(prices, each, at_ns)
-        shown = [b for b in BUCKETS if any(_differs(line, b) for line in (rates[each], *(c["line"] for c in columns)))]
-        rows = [(b, out.stu(rates[each][b]), *(out.money(c["line"][b], c["currency"]) for c in columns)) for b in shown]
+        lines.append({"model": each, "ustu_per_token": rates, "nano_per_mtok": columns})
+        differ = [b for b in BUCKETS if any(_differs(line, b) for line in (rates, *(c["line"] for c in columns)))]
+        rows = [(b, out.stu(rates[b]), *(out.money(c["line"][b], c["currency"]) for c in columns)) for b in differ]
         heads = ("bucket", "a token", *(column["of"] for column in columns))
         title = f"\n{each}; money per million tokens; what is not shown costs as input or output"
-        out.console().print(out.table(title, heads, rows, right=heads[1:]))
-    return 0
+        shown.append(out.table(title, heads, rows, right=heads[1:]))
+    return Answer(head | {"models": lines}, shown)
 
 
 def _columns(prices: PriceList, model: str, at_ns: int) -> list[dict[str, Any]]:
@@ -100,23 +92,13 @@ def _differs(line: dict[str, int], bucket: str) -> bool:
     return bucket not in STANDS_IN or line[bucket] != line[STANDS_IN[bucket]]
 
 
-def _instant_ns(text: str) -> int:
-    try:
-        instant = datetime.fromisoformat(text)
-    except ValueError:
-        raise BadRequest(f"{text!r} is no instant", hint="write 2026-12-01 or 2026-12-01T08:00") from None
-    return nanos(instant if instant.tzinfo else instant.replace(tzinfo=UTC))
-
-
-def price_sign(file: Path, /, *, key: Path, as_json: Json = False) -> int:
+@command
+def price_sign(file: Path, /, *, key: Path) -> Answer:
     """Sign every card and book of a price list, offline. The signatures go to FILE.sig.
 
-    Parameters
-    ----------
-    file:
-        The price list, as TOML.
-    key:
-        The private key, as PEM; made when there is none. Keep it away from the grid.
+    Args:
+        file: The price list, as TOML.
+        key: The private key, as PEM; made when there is none. Keep it away from the grid.
     """
     prices = load_price_list(file, "")
     if not key.exists():
@@ -124,34 +106,23 @@ def price_sign(file: Path, /, *, key: Path, as_json: Json = False) -> int:
         out.note(f"made a new key: {key}; whoever has it can sign prices in your name")
     private = load_key(key, SIGNER).private
     signatures = {card.name: sign_card(card, private) for card in prices.every_card()}
-    try:
-        write_private(signatures_path(file), msgspec.json.format(msgspec.json.encode(signatures)) + b"\n")
-    except OSError as error:
-        raise BadRequest(f"cannot write {signatures_path(file)}: {error.strerror}") from None
+    given.write(signatures_path(file), msgspec.json.format(msgspec.json.encode(signatures)) + b"\n")
     public = private.public_key().public_bytes_raw().hex()
-    if as_json:
-        out.put_json({"public_key": public, "signed": [*signatures]})
-    else:
-        out.console().print(f'signed {", ".join(signatures)}; for the grid file: price_keys = ["{public}"]')
-    return 0
+    said = f'signed {", ".join(signatures)}; for the grid file: price_keys = ["{public}"]'
+    return Answer({"public_key": public, "signed": [*signatures]}, [said])
 
 
-def price_verify(file: Path, /, *, key: str | None = None, as_json: Json = False) -> int:
+@command
+def price_verify(file: Path, /, *, key: str | None = None) -> Answer:
     """Check the signatures of a price list, offline. Exit status 1 when one is missing or wrong.
 
-    Parameters
-    ----------
-    file:
-        The price list; its signatures are in FILE.sig.
-    key:
-        The operator's public key, in hexadecimal. Without it each is checked with the key that came with it, which
-        shows only that they fit together.
+    Args:
+        file: The price list; its signatures are in FILE.sig.
+        key: The operator's public key, in hexadecimal. Without it each is checked with the key that came with it, which
+            shows only that they fit together.
     """
     prices = load_price_list(file, "")
     found = {card.name: signer(prices, card, [key] if key else []) for card in prices.every_card()}
     sound = bool(found) and all(found.values())
-    if as_json:
-        out.put_json({"ok": sound, "signed_by": found})
-    for name, by in found.items() if not as_json else ():
-        out.console().print(f"ok     {name}: {by}" if by else f"WRONG  {name}: not signed, or not by that key")
-    return 0 if sound else 1
+    lines = [f"ok     {n}: {by}" if by else f"WRONG  {n}: not signed, or not by that key" for n, by in found.items()]
+    return Answer({"ok": sound, "signed_by": found}, lines, 0 if sound else 1)

@@ -1,4 +1,4 @@
-"""How the CLI reaches a grid: address and key from the data directory, HTTP from the standard library."""
+"""How the CLI reaches a grid: its ledger, and HTTP with address and key from the data directory."""
 
 from __future__ import annotations
 
@@ -75,6 +75,13 @@ def _told(response: http.client.HTTPResponse) -> TokenworksError:
             f"the answer was HTTP {response.status}, not a grid's", hint="is another program on that port?"
         )
     return TokenworksError(f"{error['message']} [{error['code']}]", hint=error.get("hint"))
+
+
+def ask_ledger(method: str, **params: Any) -> Any:
+    """What the ledger of this grid answers, running or at rest. Raises as ``ask``."""
+    from tokenworks.exchange.ask import ask  # not for commands that only speak HTTP: it brings the store along
+
+    return ask(data_directory(), method, **params)
 
 
 def get(path: str, key: str) -> Any:

@@ -2,92 +2,74 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from cyclopts import Parameter
-from rich.console import Console
+from rich.console import RenderableType
 
 from tokenworks.cli import out
-from tokenworks.cli.talk import Json
+from tokenworks.cli.given import currency, duration_ns
+from tokenworks.cli.out import Answer, command
+from tokenworks.cli.reach import ask_ledger
 from tokenworks.core.clock import WallClock
 from tokenworks.core.errors import BadRequest
-from tokenworks.core.units import MICRO, MJ_PER_KWH, parse
-from tokenworks.datadir import currency_of, data_directory
-from tokenworks.exchange.ask import ask
+from tokenworks.core.units import MICRO, MJ_PER_KWH
+from tokenworks.core.words import LAYERS
 
 _HIDDEN = {"layer", "provenance", "basis"}
 
 
-def receipt_show(receipt: str | None = None, /, *, owner: bool = False, as_json: Json = False) -> int:
+@command
+def receipt_show(receipt: str | None = None, /, *, owner: bool = False) -> Answer:
     """One receipt, layer by layer, as the operator sees it.
 
-    Parameters
-    ----------
-    receipt:
-        Its id, from the header x-tokenworks-receipt; the latest without it.
-    owner:
-        Show what the owner of the account sees instead.
+    Args:
+        receipt: Its id, from the header x-tokenworks-receipt; the latest without it.
+        owner: Show what the owner of the account sees instead.
     """
-    data = data_directory()
     if receipt is None:
-        latest = ask(data, "receipts", limit=1)
-        if not latest:
-            raise BadRequest("there is no receipt yet", hint='make one: tokenworks chat "hello"')
-        receipt = latest[0]
-    found = ask(data, "receipt", receipt=receipt, account=None, operator=not owner)
-    if as_json:
-        out.put_json(found)
-    else:
-        _print_receipt(out.console(), found)
-    return 0
+        receipt = next(iter(ask_ledger("receipts", limit=1)), None)
+    if receipt is None:
+        raise BadRequest("there is no receipt yet", hint='make one: tokenworks chat "hello"')
+    found = ask_ledger("receipt", receipt=receipt, account=None, operator=not owner)
+    return Answer(found, _receipt(found))
 
 
-def receipt_list(*, account: str | None = None, limit: int = 20, as_json: Json = False) -> int:
+@command
+def receipt_list(*, account: str | None = None, limit: int = 20) -> Answer:
     """The latest receipts, newest first.
 
-    Parameters
-    ----------
-    account:
-        Only this account's.
-    limit:
-        How many.
+    Args:
+        account: Only this account's.
+        limit: How many.
     """
-    found = ask(data_directory(), "receipts", account=account, limit=limit)
-    if as_json:
-        out.put_json(found)
-    else:
-        for receipt in found:
-            out.console().print(receipt)
-    return 0
+    found = ask_ledger("receipts", account=account, limit=limit)
+    return Answer(found, found)
 
 
-def _print_receipt(console: Console, found: dict[str, Any]) -> None:
-    usage = dict(found["usage"])
+def _receipt(found: dict[str, Any]) -> Iterator[RenderableType]:
+    usage, unit = dict(found["usage"]), found["currency"]
     certainty = usage.pop("certainty")
     tokens = " + ".join(f"{count} {bucket.replace('_', ' ')}" for bucket, count in usage.items()) or "nothing"
-    console.print(f"[bold]receipt {found['id']}[/bold]  {found['at']}  account {found['account']}")
-    console.print(f"model {found['model']['served']}: {tokens} ({certainty})")
-    totals = [
-        found["stu"],
-        found["price"],
-        out.energy(found.get("energy_mj")),
-        out.carbon(found.get("carbon_ug")),
-    ]
+    yield f"[bold]receipt {found['id']}[/bold]  {found['at']}  account {found['account']}"
+    yield f"model {found['model']['served']}: {tokens} ({certainty})"
+    energy = out.energy(found.get("energy_mj")), out.carbon(found.get("carbon_ug"))
     status = f"energy {found['status']}" if "status" in found else "energy unknown"
-    console.print(" · ".join(total for total in totals if total) + f"   ({status})\n")
+    yield " · ".join(total for total in (found["stu"], found["price"], *energy) if total) + f"   ({status})\n"
     rows: list[tuple[str, str, str]] = []
     sources: list[str] = []
     for floor, line in reversed(list(enumerate(found["lines"], 8 - len(found["lines"])))):
         facts = [(name, value) for name, value in line.items() if name not in _HIDDEN]
-        short = [_fact(name, value, found["currency"]) for name, value in facts if not _sourced(value)]
+        short = [_fact(name, value, unit) for name, value in facts if not _sourced(value)]
         rows.append((f"{floor} {line['layer']}", " · ".join(short), line["provenance"]))
-        sources += [_source(name, value, found["currency"]) for name, value in facts if _sourced(value)]
+        sources += [_source(name, value, unit) for name, value in facts if _sourced(value)]
         if "basis" in line:
             sources.append(f"energy: {line['provenance']}, {line['basis']}")
-    console.print(out.table("", ("layer", "", "provenance"), rows))
-    console.print("\n" + "\n".join(sources))
+    yield out.table("", ("layer", "", "provenance"), rows)
+    for each in found.get("records", ()):
+        kind = f"correction {each['corrects']}" if "corrects" in each else "first record"
+        yield f"{kind} of {each['start']}: {out.energy(each['energy_mj'] + each['overhead_mj'])}, {each['provenance']}"
+    yield "\n" + "\n".join(sources)
 
 
 def _sourced(value: Any) -> bool:
@@ -115,6 +97,7 @@ def _fact(name: str, value: Any, currency: str) -> str:
     shown: dict[str, Callable[[int], str | None]] = {
         "mj": out.energy,
         "ug": out.carbon,
+        "ul": out.water,
         "nano": lambda nano: out.money(nano, currency),
         "ustu": out.stu,
         "us": lambda us: f"{us:,} us" if us < 10_000 else f"{us / 1000:,.1f} ms",
@@ -133,101 +116,89 @@ def _rate(name: str, value: Any, currency: str) -> str | None:
     return rates[name](value) if name in rates else None
 
 
-def books(*, as_json: Json = False) -> int:
+@command
+def books() -> Answer:
     """Trial balance of money, standard tokens and energy; exit status 1 when one of them does not close."""
-    data = data_directory()
-    report = ask(data, "books")
-    if as_json:
-        out.put_json(report)
-        return 0 if report["closed"] else 1
-    console, currency = out.console(), currency_of(data)
+    report = ask_ledger("books")
+    return Answer(report, _books(report, currency()), 0 if report["closed"] else 1)
+
+
+def _books(report: dict[str, Any], unit: str) -> Iterator[RenderableType]:
+    show: dict[str, Callable[[int], str | None]] = {
+        "energy": lambda mj: f"{mj:,} mJ", "money": lambda nano: out.money(nano, unit), "stu": out.stu,
+    }  # fmt: skip
     for name, book in report["books"].items():
-        rows = [(account, _balance(name, amount, currency)) for account, amount in book["accounts"].items()]
-        rows.append(("sum", _balance(name, book["sum"], currency)))
-        console.print(
-            out.table(
-                f"[bold]{name}[/bold]  {book['entries']} entries", ("account", "balance"), rows, right=("balance",)
-            )
-        )
-        console.print("")
+        rows = [(of, show[name](amount)) for of, amount in (*book["accounts"].items(), ("sum", book["sum"]))]
+        title = f"[bold]{name}[/bold]  {book['entries']} entries"
+        yield out.table(title, ("account", "balance"), rows, right=("balance",))
+        yield ""
     for check in report["checks"]:
-        console.print(f"{'[green]ok[/green]  ' if check['ok'] else '[red]WRONG[/red]'} {check['check']}")
-        for wrong in check.get("wrong", ()):
-            console.print(f"      {wrong}")
-    console.print(
+        yield f"{'[green]ok[/green]  ' if check['ok'] else '[red]WRONG[/red]'} {check['check']}"
+        yield from (f"      {wrong}" for wrong in check.get("wrong", ()))
+    yield (
         f"\n{report['receipts']} receipts, {report['open_holds']} open holds, {report['intervals']} closed intervals, "
+        f"{report['corrections']} corrections, "
         f"{report['receipts_without_energy_record']} receipts await their energy record"
     )
-    console.print("[green]the books close[/green]" if report["closed"] else "[red]the books do not close[/red]")
-    return 0 if report["closed"] else 1
+    show |= {"ug": out.carbon, "ul": out.water}
+    beside = [f"{name} {show[name[-2:]](value)}" for name, value in report["beside"].items() if value is not None]
+    yield "beside the books: " + (", ".join(beside) or "nothing known")
+    yield "[green]the books close[/green]" if report["closed"] else "[red]the books do not close[/red]"
 
 
-def _balance(book: str, amount: int, currency: str) -> str | None:
-    if book == "energy":
-        return f"{amount:,} mJ"
-    return out.money(amount, currency) if book == "money" else out.stu(amount)
-
-
-def cake(*, last: Annotated[str | None, Parameter(name="--last")] = None, as_json: Json = False) -> int:
+@command
+def cake(*, last: str | None = None) -> Answer:
     """What a million tokens cost, layer by layer, from the intervals closed so far.
 
-    Parameters
-    ----------
-    last:
-        Only this much of the past, like "1 h" or "7 d"; everything without it.
+    Args:
+        last: Only this much of the past, like "1 h" or "7 d"; everything without it.
     """
-    data = data_directory()
-    since_ns = 0 if last is None else WallClock().now_ns() - parse(re.sub(r"(\d)([a-z])", r"\1 \2", last), "time")
-    found = ask(data, "cake", since_ns=since_ns)
-    currency = currency_of(data)
-    found |= _per_million(found)
-    if as_json:
-        out.put_json(found | {"currency": currency})
-        return 0
-    console = out.console()
-    tokens = found["tokens"]
-    if not tokens or not found["meter_mj"]:
-        console.print("no tokens have been metered yet: make some, and wait for an interval to close (60 s)")
-        return 0
-    console.print(
+    since_ns = 0 if last is None else WallClock().now_ns() - duration_ns(last)
+    found = ask_ledger("cake", since_ns=since_ns)
+    found |= _per_million(found) | {"currency": currency()}
+    if found["tokens"] and found["meter_mj"]:
+        return Answer(found, _cake(found))
+    return Answer(found, ["no tokens have been metered yet: make some, and wait for an interval to close (60 s)"])
+
+
+def _cake(found: dict[str, Any]) -> Iterator[RenderableType]:
+    tokens, total = found["tokens"], found["total_nano"]
+
+    def money(nano: int | None) -> str | None:
+        return None if nano is None else f"{nano / 1e9:,.6f} {found['currency']}"
+
+    yield (
         f"[bold]A million tokens[/bold], from {tokens:,} tokens ({found['output_tokens']:,} output) "
         f"in {found['receipts']:,} requests over {found['span_ns'] / 3.6e12:,.2f} h; "
         f"energy {', '.join(found['meter'])}\n"
     )
-    total = found["total_nano"]
     rows = []
-    numbered = {"power": 1, "site": 2, "device": 3, "engine": 4, "exchange": 5, "brain": 6, "agents": 7}
     for layer, part in found["layers"].items():
         nano = part["nano"]
         share = f"{100 * nano / total:.1f} %" if nano is not None and total else None
-        label = f"{numbered[layer]} {layer}" if layer in numbered else "  idle (nobody's)"
-        million = 1_000_000
-        per = [None if value is None else value * million // tokens for value in (nano, part["mj"], part["ug"])]
-        rows.append((label, _money6(per[0], currency), share, out.energy(per[1]), out.carbon(per[2])))
+        label = f"{LAYERS.index(layer) + 1} {layer}" if layer in LAYERS else "  idle (nobody's)"
+        per = [None if value is None else value * 1_000_000 // tokens for value in (nano, part["mj"], part["ug"])]
+        rows.append((label, money(per[0]), share, out.energy(per[1]), out.carbon(per[2])))
     sums = [found["total_nano_per_mtok"], found["meter_mj_per_mtok"], found["carbon_ug_per_mtok"]]
-    rows.append(("  total", _money6(sums[0], currency), "100 %", out.energy(sums[1]), out.carbon(sums[2])))
+    rows.append(("  total", money(sums[0]), "100 %", out.energy(sums[1]), out.carbon(sums[2])))
     columns = ("layer", "money", "share", "energy", "carbon")
-    console.print(out.table("", columns, rows, right=columns[1:]))
-    console.print(f"\nsold for     {_money6(found['revenue_nano_per_mtok'], currency)} a million tokens")
-    console.print(f"tokens/kWh   {found['tokens_per_kwh']:,.0f}")
+    yield out.table("", columns, rows, right=columns[1:])
+    beside = (("by contract", "market_ug", out.carbon), ("hardware", "embodied_ug", out.carbon))
+    for label, name, text in (*beside, ("unused", "idle_embodied_ug", out.carbon), ("water", "water_ul", out.water)):
+        if found[name] is not None:
+            yield f"{label:<12} {text(found[name] * 1_000_000 // tokens)} a million tokens"
+    yield f"\nsold for     {money(found['revenue_nano_per_mtok'])} a million tokens"
+    yield f"tokens/kWh   {found['tokens_per_kwh']:,.0f}"
     if found["earned_over_paid_per_kwh"] is not None:
-        console.print(
-            f"a kWh        earned {_money6(found['earned_nano_per_kwh'], currency)}, "
-            f"was paid {_money6(found['paid_nano_per_kwh'], currency)}: {found['earned_over_paid_per_kwh']:.2f} x"
-        )
-    console.print("a dash is unknown, not zero; idle is capacity that nobody used and is not hidden in the layers")
-    return 0
-
-
-def _money6(nano: int | None, currency: str) -> str | None:
-    return None if nano is None else f"{nano / 1e9:,.6f} {currency}"
+        earned, paid = money(found["earned_nano_per_kwh"]), money(found["paid_nano_per_kwh"])
+        yield f"a kWh        earned {earned}, was paid {paid}: {found['earned_over_paid_per_kwh']:.2f} x"
+    yield "a dash is unknown, not zero; idle is capacity that nobody used and is not hidden in the layers"
 
 
 def _per_million(found: dict[str, Any]) -> dict[str, Any]:
     """The headline figures, from whole sums."""
     tokens, meter_mj, bill = found["tokens"], found["meter_mj"], found["bill_nano"]
-    known = [part["nano"] for part in found["layers"].values() if part["nano"] is not None]
-    total = sum(known)
+    total = sum(part["nano"] for part in found["layers"].values() if part["nano"] is not None)
 
     def per_mtok(value: int | None) -> int | None:
         return None if value is None or not tokens else value * 1_000_000 // tokens

@@ -17,6 +17,7 @@ from cyclopts import Parameter, validators
 from tokenworks import calibrations, compose, datadir, grid, gridfile
 from tokenworks.cli.out import note
 from tokenworks.cli.reach import configured_host, configured_port
+from tokenworks.device.discovery import CPU
 from tokenworks.engine.models import catalogue
 from tokenworks.gridfile import WORKERS_MAX
 
@@ -31,18 +32,12 @@ def up(
 ) -> int:
     """Run a grid on this machine, in the foreground. Stop it with Ctrl-C.
 
-    Parameters
-    ----------
-    grid_file:
-        The TOML file that describes the grid. Without it, this machine with one embedded replica.
-    host:
-        Where to listen; TOKENWORKS_HOST or 127.0.0.1.
-    port:
-        TOKENWORKS_PORT or 8080; 0 takes a free one.
-    workers:
-        Gateway processes on that port; as the grid file says, or 1.
-    verbose:
-        Log what happens inside.
+    Args:
+        grid_file: The TOML file that describes the grid. Without it, this machine with one embedded replica.
+        host: Where to listen; TOKENWORKS_HOST or 127.0.0.1.
+        port: TOKENWORKS_PORT or 8080; 0 takes a free one.
+        workers: Gateway processes on that port; as the grid file says, or 1.
+        verbose: Log what happens inside.
     """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
@@ -77,10 +72,15 @@ def _introduce(plan: compose.Plan, data: Path) -> None:
     note(f"tokenworks: grid {plan.name!r}, data in {data}")
     for site in plan.sites:
         for device in plan.devices[site.name]:
-            note(f"  site {site.name}: {device.name}, {device.threads} threads, {device.memory_bytes / 1e9:.1f} GB")
+            size = f"{device.threads} threads, " if device.kind == CPU else ""
+            note(f"  site {site.name}: {device.id} {device.name}, {size}{device.memory_bytes / 1e9:.1f} GB")
     for replica in plan.replicas:
-        where = f"at {replica.url}" if replica.url else f"{replica.threads} thread(s), {replica.slots} slots"
+        size = f"{replica.threads} thread(s), " if replica.limits.memory_bytes else ""
+        on = f"on {' + '.join(replica.booked) or replica.driver}, {size}{replica.slots} slots"
+        where = f"at {replica.url}" if replica.url else on
         note(f"  replica {replica.name}: {replica.model}, {where}, {replica.context_tokens} tokens of context")
+        if replica.limits.not_enforced:
+            note(f"    nobody enforces {replica.limits.not_enforced}")
         if replica.decode_tps:
             note(f"    calibrated: {replica.decode_tps:,.0f} tokens/s of a lone request")
         model = catalogue().get(replica.model)

@@ -206,7 +206,7 @@ class Limit(Word, frozen=True):
     """It must be kept whatever the cost; otherwise it is worth what the event pays."""
 
 
-class EnergyLine(Word, frozen=True, array_like=True, gc=False):
+class EnergyLine(Word, frozen=True, kw_only=True, array_like=True, gc=False):
     """One request's part of one interval on its site."""
 
     receipt: str
@@ -219,14 +219,22 @@ class EnergyLine(Word, frozen=True, array_like=True, gc=False):
     slice_ns: int
     """Seconds of the slice that were this request's, in nanoseconds: concurrent requests share them."""
     device_nano: int | None
-    ended: bool
-    """The request ended in this interval: its energy record is final."""
     market_ug: int | None = None
     """Of energy and overhead together, by contract and hour (market-based). None: not counted."""
     water_ul: int | None = None
     """Microlitres that the site's cooling evaporated and drained for this."""
     embodied_ug: int | None = None
     """Of making the hardware: its part of the slice's time."""
+    ended: bool
+    """The request ended in this interval: its energy record is final."""
+
+
+FIGURES = EnergyLine.__struct_fields__[1:-1]
+"""What an EnergyLine counts, in this order: everything between whose it is and whether it ended."""
+
+
+CORRECTABLE = 60
+"""So many of a site's last intervals can still be corrected."""
 
 
 class ServiceLine(Word, frozen=True):

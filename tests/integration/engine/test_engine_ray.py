@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -117,7 +118,7 @@ async def test_placed_killed_and_placed_elsewhere(nodes: Nodes, tmp_path: Path) 
         replicas = list(fleet.replicas.values())
         await until(lambda: any(replica.ready for replica in replicas), 20)
         [lost] = [replica for replica in replicas if replica.ready]  # 0.6 and 0.6 do not fit on one node
-        second = nodes.add(2)
+        second = nodes.add(3)
         await until(lambda: all(replica.ready for replica in replicas), 20)
 
         world = World(tmp_path / "house", [Via(replica) for replica in replicas])
@@ -148,3 +149,43 @@ async def test_placed_killed_and_placed_elsewhere(nodes: Nodes, tmp_path: Path) 
         assert done.usage
     finally:
         await fleet.stop()
+    await over_two_nodes(nodes, tmp_path)
+
+
+async def over_two_nodes(nodes: Nodes, tmp_path: Path) -> None:
+    """A replica whose cards fit on no node has a command on each of two, which know their places; it stands and falls
+    with either, and is placed again."""
+    nodes.add(2)
+    wide = msgspec.structs.replace(
+        SPEC, name="wide", cluster=nodes.cluster.address, cards=2, resources_milli={"CPU": 250, "npu": 1700},
+        command=(sys.executable, "-X", "rank{rank}of{nodes}at{head}", *SPEC.command[1:]),
+    )  # fmt: skip
+    fleet = Fleet([wide], WallClock(), tmp_path, tmp_path, pace=PACE)
+    await fleet.start()
+    try:
+        replica = fleet.replicas["wide"]
+        await until(lambda: replica.ready, 20)
+        assert (await replica.adapter.complete(ask())).usage
+        [first], [second] = commands("rank0of2at"), commands("rank1of2at")
+        tables: Any = ray.util.placement_group_table()
+        [placed] = [table for table in tables.values() if table["state"] == "CREATED"]
+        assert len(set(placed["bundles_to_node_id"].values())) == 2
+        os.kill(second, signal.SIGKILL)
+        await until(lambda: replica.restarts == 1 and replica.ready, 20)
+        assert first not in commands("rank0of2at")
+    finally:
+        await fleet.stop()
+
+
+def commands(word: str) -> list[int]:
+    """Engines with this on their command lines."""
+    lines = ((int(e.name), e / "cmdline") for e in Path("/proc").iterdir() if e.name.isdecimal())
+    found = []
+    for pid, line in lines:
+        try:
+            words = line.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if any(each.decode(errors="replace").startswith(word) for each in words):
+            found.append(pid)
+    return found

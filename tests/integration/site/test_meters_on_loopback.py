@@ -11,7 +11,7 @@ from pysnmp.smi import builder
 from tests.support.meter_room import Bmc, http_server, modbus_meter
 
 from tokenworks.core.clock import ManualClock
-from tokenworks.core.errors import BadRequest, Unreachable
+from tokenworks.core.errors import Unreachable
 from tokenworks.site.meters.meter import Meter, Panel, Sample, Wire
 from tokenworks.site.meters.modbus import Modbus, Register
 from tokenworks.site.meters.page import BODY_BYTES_MAX, Page, fetch
@@ -33,11 +33,23 @@ unrelated_total 5
 """
 
 
+def modbus(port: int, **registers: Register) -> Modbus:
+    made = Modbus(CLOCK, "127.0.0.1", port)
+    made.registers.update(registers)
+    return made
+
+
+def redfish(url: str, path: str = Bmc.METRICS) -> Redfish:
+    made = Redfish(CLOCK, url, user="u", password="p")
+    made.paths.append(path)
+    return made
+
+
 async def test_a_modbus_meter_is_read() -> None:
     """Energy of 64 bits and power of a float, from a real server; both in the books' units."""
     registers = {"energy": Register(100, "uint64", "Wh"), "power": Register(200, "float32", "kW")}
     async with modbus_meter(7_000_000_123, 1.5) as (port, _):
-        found = await Modbus(CLOCK, "127.0.0.1", registers, port).read()
+        found = await modbus(port, **registers).read()
     assert found["energy"] == Sample(1_000, mj=7_000_000_123 * 3_600_000)
     assert found["power"] == Sample(1_000, mw=1_500_000)
 
@@ -47,30 +59,26 @@ async def test_a_modbus_meter_that_says_no_number_is_unreachable(kw: float) -> N
     """After a figure from nonsense: not a number is not a reading."""
     async with modbus_meter(0, kw) as (port, _):
         with pytest.raises(Unreachable):
-            await Modbus(CLOCK, "127.0.0.1", {"p": Register(200, "float32", "kW")}, port).read()
+            await modbus(port, p=Register(200, "float32", "kW")).read()
 
 
 async def test_a_modbus_register_that_is_not_there_and_a_meter_that_is_gone() -> None:
     """After silence: an exception answer, and nobody at all, are one error that says where."""
     async with modbus_meter(0, 0.0) as (port, _):
         with pytest.raises(Unreachable, match="register 900"):
-            await Modbus(CLOCK, "127.0.0.1", {"e": Register(900, "uint32", "Wh")}, port).read()
+            await modbus(port, e=Register(900, "uint32", "Wh")).read()
     with pytest.raises(Unreachable, match="no meter answers"):
-        await Modbus(CLOCK, "127.0.0.1", {"e": Register(100, "uint32", "Wh")}, port).read()
+        await modbus(port, e=Register(100, "uint32", "Wh")).read()
 
 
-async def test_redfish_is_walked_and_its_limit_set() -> None:
-    """A BMC's tree: energy and power of the chassis that has them; a limit is PATCHed and read back, within bounds."""
+async def test_redfish_is_read() -> None:
+    """A BMC's tree: energy and power of a chassis; what is not there, or is no Redfish, is unreachable."""
     with http_server(Bmc()) as url:
-        bmc = Redfish(CLOCK, url, user="u", password="p")
-        assert await bmc.read() == {Bmc.METRICS: Sample(1_000, mj=1_172_430_900_000_000, mw=374_000)}
-        assert await bmc.limit(Bmc.METRICS, 350_000) == 350_000
-        with pytest.raises(BadRequest, match="takes no limit"):
-            await bmc.limit(Bmc.METRICS, 5_000_000)
+        assert await redfish(url).read() == {Bmc.METRICS: Sample(1_000, mj=1_172_430_900_000_000, mw=374_000)}
         with pytest.raises(Unreachable):
-            await Redfish(CLOCK, url, ["/redfish/v1/nowhere"]).read()
-    with http_server(lambda *_: (200, b"<html>")) as url, pytest.raises(Unreachable, match="no Redfish"):
-        await Redfish(CLOCK, url).read()
+            await redfish(url, "/redfish/v1/nowhere").read()
+    with http_server(lambda *_: (200, b"<html>")) as url, pytest.raises(Unreachable, match="DMTF"):
+        await redfish(url).read()
 
 
 @pytest.mark.parametrize(
@@ -81,7 +89,7 @@ async def test_a_bmc_that_answers_in_another_shape_is_unreachable(metrics: objec
     bmc = Bmc()
     bmc.tree[Bmc.METRICS] = metrics
     with http_server(bmc) as url, pytest.raises(Unreachable, match="DMTF"):
-        await Redfish(CLOCK, url).read()
+        await redfish(url).read()
 
 
 async def test_pages_of_metrics_are_read() -> None:
@@ -121,9 +129,12 @@ async def test_a_pdu_is_read_over_snmp() -> None:
     oid = ".".join(map(str, base))
     objects = {"kwh": Oid(f"{oid}.9.1", 360e6, "energy"), "kw": Oid(f"{oid}.5.1", 1e4, "power")}
     try:
-        found = await Snmp(CLOCK, "127.0.0.1", objects, port).read()
+        pdu = Snmp(CLOCK, "127.0.0.1", port)
+        pdu.objects.update(objects)
+        found = await pdu.read()
+        pdu.objects["x"] = Oid("1.3.6.1.4.1.9.9", 1, "power")
         with pytest.raises(Unreachable):
-            await Snmp(CLOCK, "127.0.0.1", {"x": Oid("1.3.6.1.4.1.9.9", 1, "power")}, port).read()
+            await pdu.read()
     finally:
         agent.close_dispatcher()
     assert found == {"kwh": Sample(1_000, mj=420_113 * 360_000_000), "kw": Sample(1_000, mw=1_170_000)}
@@ -139,10 +150,12 @@ async def test_a_panel_hears_who_answers_and_notes_who_does_not() -> None:
             return {}
 
     with http_server(bmc) as url:
-        gone = Modbus(clock, "127.0.0.1", {"energy": Register(100, "uint64", "Wh")}, port=1)
+        gone, bmc_source = Modbus(clock, "127.0.0.1", port=1), Redfish(clock, url)
+        gone.registers["energy"] = Register(100, "uint64", "Wh")
+        bmc_source.paths.append(Bmc.METRICS)
         panel = Panel(
             [
-                Wire(Redfish(clock, url), Bmc.METRICS, "servers", "s1", Meter(1_000_000)),
+                Wire(bmc_source, Bmc.METRICS, "servers", "s1", Meter(1_000_000)),
                 Wire(gone, "energy", "load", "grid", Meter(10**9)),
                 Wire(Sleeper(), "x", "servers", "s2", Meter(10**9)),
             ],

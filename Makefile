@@ -76,8 +76,8 @@ chaos-exchange: .venv/.dev-ready ## 200 rounds of kill -9 and pauses, on SQLite 
 # What every request runs through. The sources stay the truth: the copy is compiled as it stands. What is written as a
 # coroutine is not in it: compiled, coroutines did not bear being cancelled.
 FAST := $(patsubst %,tokenworks/%.py,exchange/desk exchange/budget exchange/journal/journal exchange/journal/frames \
-	exchange/journal/waiters agents/answers agents/cycle agents/heads agents/metrics agents/settling agents/shape \
-	agents/worst brain/route core/ids core/clock core/units engine/events engine/sse engine/record engine/usage \
+	exchange/journal/waiters agents/answers agents/awake agents/cycle agents/heads agents/lane agents/metrics agents/settling \
+	agents/shape agents/worst brain/route core/ids core/clock core/steps core/units engine/events engine/sse engine/record engine/usage \
 	engine/wire)
 
 build/fast/.done: $(shell find src -name '*.py') Makefile .venv/.dev-ready

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -127,11 +126,10 @@ def grid(
     mock_url: str,
     cores: Cores,
     journal: str = "written",
-    command: str | None = None,
     *,
     plain: bool = False,
 ) -> Iterator[Gateway]:
-    """A grid on a data directory of its own. ``command`` replaces ``tokenworks up``; options follow it.
+    """A grid on a data directory of its own.
 
     ``plain``: without the compiled request path that ``make fast`` left on PYTHONPATH.
 
@@ -140,7 +138,7 @@ def grid(
     work.mkdir()
     file, data, log = work / "grid.toml", work / "data", work / "tokenworks.log"
     file.write_text(GRID.format(journal=journal, model=MODEL, url=mock_url))
-    program = shlex.split(command) if command else [str(Path(sys.executable).with_name("tokenworks")), "up"]
+    program = [str(Path(sys.executable).with_name("tokenworks")), "up"]
     env = {"TOKENWORKS_DATA": str(data)} | ({"PYTHONPATH": ""} if plain else {})
     with running([*program, "--grid", str(file), "--port", "0"], cores.gateway, log, env) as process:
         gateway = _ready(process, data)

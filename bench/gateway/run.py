@@ -1,6 +1,6 @@
 """``make bench-gateway``: the gateway beside its peers, one core each, on the same mock engine.
 
-``python -m bench.gateway [--only NAMES] [--seconds 5] [--rounds 1] [--soak 60] [--books-off COMMAND] [--json]``.
+``python -m bench.gateway [--only NAMES] [--seconds 5] [--rounds 1] [--soak 60] [--json]``.
 Every answer is checked, and after every run of ours the books are compared with what the load generator received.
 """
 
@@ -144,22 +144,20 @@ class Bench:
         with self.mock(self.cores.gateway) as (_, port):
             return found | self.measure("direct_apart", port, {}, list, None)
 
-    def tokenworks(
-        self, name: str, journal: str = "written", command: str | None = None, *, plain: bool = False
-    ) -> report.Figures:
-        """Ours, with its books checked after every run and closed at the end."""
-        folder = self.folder()
-        with ours.grid(folder, self.mock_url, self.cores, journal, command, plain=plain) as gateway:
+    def tokenworks(self, name: str, journal: str = "written", *, plain: bool = False) -> report.Figures:
+        """Ours, with its books checked after every run and closed at the end; with the journal off there are none."""
+        folder, books = self.folder(), journal != "off"
+        with ours.grid(folder, self.mock_url, self.cores, journal, plain=plain) as gateway:
             ledger = gateway.ledger_pid()
             self._wait(gateway.process.pid, gateway.port, gateway.headers, folder / "tokenworks.log")
 
             def pids() -> list[int]:
                 return [pid for pid in processes.tree(gateway.process.pid) if pid != ledger]
 
-            found = self.measure(name, gateway.port, gateway.headers, pids, None if command else gateway)
+            found = self.measure(name, gateway.port, gateway.headers, pids, gateway if books else None)
             found[f"{name}.rss_mb"] = processes.rss_mb(*pids())
             found[f"{name}.ledger_rss_mb"] = processes.rss_mb(ledger)
-        if command is None:
+        if books:
             self._close(name, folder)
         return found
 
@@ -251,13 +249,8 @@ class Bench:
             "ours": lambda: self.tokenworks("ours_books_on"),
             "plain": lambda: self.tokenworks("ours_plain", plain=True),
             "durable": lambda: self.tokenworks("ours_durable", "durable"),
+            "books_off": lambda: self.tokenworks("ours_books_off", "off"),
         }
-        off = self.options.books_off
-        steps["books_off"] = lambda: (
-            self.tokenworks("ours_books_off", command=off)
-            if off
-            else {"ours_books_off.absent": "tokenworks has no switch for it; --books-off takes a command line"}
-        )
         for peer in peers.PEERS:
             steps[peer.name] = lambda peer=peer: self.peer(peer)  # type: ignore[misc]  # bound now
         for name, step in steps.items():
@@ -278,7 +271,6 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each run, after its warm-up")
     parser.add_argument("--rounds", type=int, default=1, help="all gateways so many times; figures are medians")
     parser.add_argument("--soak", type=int, default=60, help="seconds of half load")
-    parser.add_argument("--books-off", help="a command line that starts ours without books, instead of `tokenworks up`")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON instead of the table")
     found = parser.parse_args()
     unknown = [name for name in found.only.split(",") if name not in NAMES]

@@ -116,7 +116,7 @@ class FrontDoor:
                 "object": "model",
                 "created": 0,
                 "owned_by": "tokenworks",
-                "ready": any(offer.load.ready for offer in offers),
+                "ready": any(offer.load.ready and not offer.away for offer in offers),
                 "context_tokens": max(offer.context_tokens for offer in offers),
                 "capabilities": sorted({capability for offer in offers for capability in offer.capabilities}),
             }

@@ -11,11 +11,13 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import httptools
+from mypy_extensions import mypyc_attr
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from tokenworks.agents.awake import Awake
 from tokenworks.agents.cycle import Cycle
 from tokenworks.agents.heads import BODY_BYTES_MAX, DEFERRABLE_HEADER, TOKEN_ROUTES, Head, bearer, path_of, remembered
 from tokenworks.agents.life import House, serve
@@ -38,6 +40,7 @@ _SIGN = b": still here\n\n"
 """A comment in a stream of events."""
 
 
+@mypyc_attr(native_class=False)
 class Lane(HttpToolsProtocol):
     """One client connection."""
 
@@ -45,11 +48,11 @@ class Lane(HttpToolsProtocol):
     """The request that is answered, or was last; None before the first."""
     pipeline: deque[tuple[Any, Any]]
     """Those that wait, the newest on the left, each with uvicorn's app."""
-    _date: tuple[object, bytes] = (None, b"")
+    _date: ClassVar[tuple[object, bytes]] = (None, b"")
 
-    def __init__(self, house: House, once: Once, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, house: House, once: Once, awake: Awake, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._house, self._once = house, once
+        self._house, self._once, self._awake = house, once, awake
         self._latest: Any = None
         """The request that came last, once its head is there."""
         self._arriving = self._deaf = self._ends = self._hung_up = self._going_on = False
@@ -70,7 +73,6 @@ class Lane(HttpToolsProtocol):
         return Lane._date[1]
 
     # What the loop says.
-
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
@@ -177,7 +179,6 @@ class Lane(HttpToolsProtocol):
             self.transport.close()
 
     # What the parser says.
-
     def on_message_begin(self) -> None:
         self._latest, self._arriving = None, True
         self._deadline = self.loop.time() + RECEIVE_S
@@ -201,9 +202,8 @@ class Lane(HttpToolsProtocol):
         else:
             new = self.parser.get_http_version() != "1.0"
             self._latest = cycle = Cycle(self, endpoint, self.headers, new and self.parser.should_keep_alive(), new)
-            keeps = cycle.keep_alive and not self.expect_100_continue
-            self._head = remembered(self._packet, cycle.endpoint, cycle.headers) if keeps else None
-            self._packet = b""
+            plain = cycle.keep_alive and not self.expect_100_continue
+            self._packet, self._head = b"", remembered(self._packet, endpoint, self.headers) if plain else None
             if self._busy() or self.flow.write_paused:
                 self.flow.pause_reading()
                 self.pipeline.appendleft((cycle, self.app))
@@ -254,7 +254,6 @@ class Lane(HttpToolsProtocol):
             self._begin(cycle)
 
     # Inside.
-
     def _busy(self) -> bool:
         return bool(self.pipeline) or (self.cycle is not None and not self.cycle.response_complete)
 
@@ -316,12 +315,14 @@ class Lane(HttpToolsProtocol):
         self._run(cycle, serving)
 
     def _run(self, cycle: Cycle, serving: Coroutine[Any, Any, None]) -> None:
+        self._awake.stir(self.loop)
         cycle.steps = running = Steps(serving, partial(self._ended, cycle))
         if not cycle.ended:
             self.tasks.add(running)  # type: ignore[arg-type]  # uvicorn counts them, and may cancel them
 
     def _ended(self, cycle: Cycle, error: BaseException | None) -> None:
         cycle.ended = True
+        self._awake.stir(self.loop)
         if cycle.steps is not None:
             self.tasks.discard(cycle.steps)
         if error is None:
@@ -394,4 +395,4 @@ class Lane(HttpToolsProtocol):
 
 def lane(house: House) -> Callable[..., Lane]:
     """The protocol for uvicorn's ``http=``."""
-    return partial(Lane, house, Once(house.clock))
+    return partial(Lane, house, Once(house.clock), Awake(house.clock))

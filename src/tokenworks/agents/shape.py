@@ -93,6 +93,8 @@ def parse_request(endpoint: Endpoint, body: bytes, receipt: str, arrived_ns: int
 
 def _refuse(asked: Asked) -> None:
     """What is taken by no engine here."""
+    if asked.grammar is asked.previous_response_id is asked.background is ABSENT:
+        return
     if not _empty(asked.grammar):
         # An engine that cannot read a grammar prints it into its log, where nothing of a client's may stand.
         raise BadRequest("grammar is not taken", param="grammar", hint="use response_format with a json_schema")
@@ -157,7 +159,10 @@ def _input_max(endpoint: Endpoint, asked: Asked, said: bytes) -> tuple[int, int]
     """
     if endpoint in ("text", "embeddings"):
         return _prompt_max(said, _SAID[endpoint])
-    around = len(bytes(asked.tools)) + len(bytes(asked.system)) + len(bytes(asked.instructions))
+    around = 0
+    for beside in (asked.tools, asked.system, asked.instructions):
+        if beside is not ABSENT:
+            around += len(bytes(beside))
     if endpoint == "responses":
         if said[:1] not in (b'"', b"[") or said in _EMPTY:
             raise BadRequest("input must be text or a list of items, and not empty", param="input")
@@ -222,6 +227,8 @@ def _needs(endpoint: Endpoint, asked: Asked, said: bytes) -> frozenset[str]:
         needs |= {"logprobs"}
     if endpoint in ("text", "embeddings"):
         said = bytes(asked.messages)
+    if b'image"' not in said and b'image_url"' not in said:
+        return needs
     if b'"image_url"' in said or b'"input_image"' in said or (endpoint == "messages" and b'"image"' in said):
         needs |= {"images"}
     return needs

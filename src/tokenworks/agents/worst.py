@@ -17,25 +17,30 @@ SLICE_TOKENS = 1024
 
 def asked(request: Request, options: Sequence[Offer]) -> int:
     """Output tokens of one choice that the client allows, at most the context."""
-    context = max(option.context_tokens for option in options)
+    context = _context(options)
     return context if request.output_max is None else min(request.output_max, context)
+
+
+def _context(options: Sequence[Offer]) -> int:
+    most = 0
+    for option in options:
+        most = max(most, option.context_tokens)
+    return most
 
 
 def worst(prices: Prices, request: Request, model: str, options: Sequence[Offer], price_class: str) -> Amount:
     """The most that this model can cost; of a stream only its first slice, the hold grows with it."""
-    mine = [option for option in options if option.model == model]
+    mine = options if len(options) == 1 else [option for option in options if option.model == model]
     output = asked(request, mine)
     output_max = (min(output, SLICE_TOKENS) if request.stream else output) * request.choices
-    input_max = min(request.input_max, max(option.context_tokens for option in mine))
-    return prices.worst(model, input_max, output_max, price_class)
+    return prices.worst(model, min(request.input_max, _context(mine)), output_max, price_class)
 
 
 def dearest(prices: Prices, request: Request, options: Sequence[Offer], price_class: str) -> Amount:
     """The most that any option can cost, in each book."""
-    models = {option.model for option in options}
-    if len(models) == 1:
-        return worst(prices, request, models.pop(), options, price_class)
-    amounts = [worst(prices, request, model, options, price_class) for model in models]
+    if len(options) == 1:
+        return worst(prices, request, options[0].model, options, price_class)
+    amounts = [worst(prices, request, model, options, price_class) for model in {option.model for option in options}]
     return Amount(ustu=max(a.ustu for a in amounts), nano=max(a.nano for a in amounts))
 
 

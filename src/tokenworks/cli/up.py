@@ -70,6 +70,8 @@ def up(
 def _introduce(plan: compose.Plan, data: Path) -> None:
     """Say what is about to run, and openly what it is not."""
     note(f"tokenworks: grid {plan.name!r}, data in {data}")
+    if plan.journal == "off":
+        note("  the journal is off: nothing is recorded and nobody is billed")
     for site in plan.sites:
         for device in plan.devices[site.name]:
             size = f"{device.threads} threads, " if device.kind == CPU else ""

@@ -7,13 +7,22 @@ any of them into the OpenAI error shape, the CLI into one line on stderr and a n
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word closest to a misspelt one, or None when nothing is close."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return found[0] if found else None
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str | None = None) -> str | None:
+    """The hint for a misspelt word; ``otherwise`` where nothing is close to it."""
+    near = nearest(word, known)
+    return f"did you mean {near!r}?" if near else otherwise
 
 
 class TokenworksError(Exception):
@@ -101,6 +110,13 @@ class NotFound(TokenworksError):
     """There is no such thing here."""
 
     status, code, kind, exit_status = 404, "not_found", "invalid_request_error", 3
+
+
+def find(name: str, known: Mapping[str, T], what: str) -> T:
+    """What has that name. Raises NotFound, naming the nearest."""
+    if name not in known:
+        raise NotFound(f"there is no {what} {name!r}", hint=did_you_mean(name, known))
+    return known[name]
 
 
 class UnknownModel(NotFound):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
-from types import coroutine
 from typing import Any
+
+from tokenworks.core.tasks import AskTask, TaskWait, taken_over
 
 _stepping: list[Steps] = []
 """The one that goes on now is the last; those before it are further up the same stack."""
@@ -49,55 +50,17 @@ class Wait:
         raise StopIteration
 
 
-class _Loop:
-    """The same for a coroutine that a task runs."""
-
-    __slots__ = ("_future",)
-
-    def __init__(self) -> None:
-        self._future = asyncio.get_running_loop().create_future()
-
-    @property
-    def done(self) -> bool:
-        return self._future.done()
-
-    def set(self, error: BaseException | None = None) -> None:
-        if not self._future.done():
-            if error is None:
-                self._future.set_result(None)
-            else:
-                self._future.set_exception(error)
-
-    def __await__(self) -> Generator[Any, None, None]:
-        return self._future.__await__()
-
-
-Waiter = Wait | _Loop
+Waiter = Wait | TaskWait
 
 
 def wait() -> Waiter:
     """A new one, for whoever runs now: await it at once, and tell somebody to ``set`` it."""
-    return Wait(_stepping[-1]) if _stepping else _Loop()
+    return Wait(_stepping[-1]) if _stepping else TaskWait()
 
 
-class _Task:
-    """Asks for a task."""
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        return self  # type: ignore[return-value]  # as above
-
-    def __iter__(self) -> _Task:
-        return self
-
-    def __next__(self) -> _Task:
-        if _stepping:
-            return self
-        raise StopIteration
-
-
-def in_task() -> _Task:
+def in_task() -> AskTask:
     """From where this is awaited on the coroutine runs in a task of asyncio."""
-    return _Task()
+    return AskTask(bool(_stepping))
 
 
 class Steps:
@@ -126,7 +89,7 @@ class Steps:
         else:
             _stepping.pop()
             if not isinstance(asked, Wait):
-                self._task = asyncio.get_running_loop().create_task(_taken_over(self._coroutine, asked))
+                self._task = asyncio.get_running_loop().create_task(taken_over(self._coroutine, asked))
                 self._task.add_done_callback(self._task_ended)
                 if self._cancelled:
                     self._task.cancel()
@@ -148,20 +111,3 @@ class Steps:
             self.waits_for.set(asyncio.CancelledError(msg))
         else:
             self._cancelled = True
-
-
-@coroutine
-def _taken_over(running: Coroutine[Any, Any, None], asked: object) -> Generator[Any, Any, None]:
-    """The rest of a coroutine that waits for something of asyncio, for a task to run."""
-    while not isinstance(asked, _Task):
-        try:
-            yield asked
-            break
-        except BaseException as error:
-            if isinstance(asked, asyncio.Future) and asked.done():
-                break  # it raises that itself
-            try:
-                asked = running.throw(error)
-            except StopIteration:
-                return
-    yield from running

@@ -69,6 +69,11 @@ _SCALES: dict[str, dict[str, Fraction]] = {
         "MiB": Fraction(1 << 20),
         "GiB": Fraction(1 << 30),
     },
+    "mass": {  # -> micrograms
+        "g": Fraction(1_000_000),
+        "kg": Fraction(1_000_000_000),
+        "t": Fraction(1_000_000_000_000),
+    },
     "carbon": {  # -> micrograms per kWh
         "g/kWh": Fraction(1_000_000),
         "kg/kWh": Fraction(1_000_000_000),
@@ -97,6 +102,7 @@ _EXAMPLES = {
     "energy": '"500 kWh"',
     "time": '"60 s"',
     "memory": '"24 GB"',
+    "mass": '"150 kg"',
     "carbon": '"480 g/kWh"',
     "stu": '"10 MSTU"',
     "price": '"0.38 CNY/kWh"',

@@ -6,10 +6,11 @@ All are frozen values. Integers carry their unit in the name (see ``core.units``
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
+AnyWord = TypeVar("AnyWord", bound=msgspec.Struct)
 LAYERS = ("power", "site", "device", "engine", "exchange", "brain", "agents")
 """The seven floors from the ground up, as they stand on a receipt."""
 
@@ -29,6 +30,12 @@ class Provenance(StrEnum):
 
 class Word(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all words."""
+
+
+def like(of: msgspec.Struct, kind: type[AnyWord], **more: object) -> AnyWord:
+    """A word of another kind: what they have in common, and more."""
+    shared = {name: getattr(of, name) for name in kind.__struct_fields__ if hasattr(of, name)}
+    return kind(**shared | more)
 
 
 class Sourced(Word, frozen=True):

@@ -9,7 +9,6 @@ can pass on one balance. Only ``refill`` asks the ledger, when a lease runs shor
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
@@ -358,9 +357,11 @@ class Desk:
 
     def _write(self, journal: Journal, command: AnyCommand) -> None:
         if not self._backlog:
-            with contextlib.suppress(ExchangeDown):
+            try:
                 journal.append(encode_command(command))
                 return
+            except ExchangeDown:
+                pass  # written later
         self._backlog.append((journal, command))
         self._write_backlog()
 

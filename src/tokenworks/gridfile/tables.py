@@ -20,7 +20,9 @@ def _as(kind: str, example: str) -> Meta:
     return Meta(extra={"quantity": kind, "example": example})
 
 
-Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]
+_PLAIN = Meta(min_length=1, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z")
+Name = Annotated[str, _PLAIN, Meta(max_length=128)]
+Argument = Annotated[str, _PLAIN, Meta(max_length=4096)]
 Count = Annotated[int, Meta(ge=1, le=INT64_MAX)]
 Money = Annotated[int, _as("money", '"10 USD"')]
 PerKwh = Annotated[int, _as("kWh", '"0.12 USD/kWh"')]
@@ -30,6 +32,7 @@ PerHour = Annotated[int, _as("h", '"0.04 USD/h"')]
 Carbon = Annotated[int, _as("carbon", '"480 g/kWh"')]
 Time = Annotated[int, _as("time", '"60 s"')]
 Memory = Annotated[int, _as("memory", '"24 GB"')]
+Mass = Annotated[int, _as("mass", '"150 kg"')]
 Power = Annotated[int, _as("power", '"7 W"')]
 Stu = Annotated[int, _as("stu", "0.25")]
 Energy = Annotated[int, _as("energy", '"8 MWh"')]
@@ -73,7 +76,7 @@ class Exchange(_Table, frozen=True, kw_only=True):
 
     currency: str = "USD"
     store: str | None = None
-    journal: Literal["written", "durable", "fast"] = "written"
+    journal: Literal["written", "durable", "fast", "off"] = "written"
     journal_keep_bytes: Memory = field(default=256 * 10**6, name="journal_keep")
     budget_nano: Money = field(default=10 * units.NANO, name="budget")
     price_file: str | None = None
@@ -215,6 +218,8 @@ class Server(_Table, frozen=True, kw_only=True):
 
     name: Name
     idle_mw: Power = field(default=0, name="idle")
+    embodied_ug: Mass | None = field(default=None, name="embodied")
+    life_years: Count = field(default=6, name="life")
 
 
 class Meter(_Table, frozen=True, kw_only=True):
@@ -259,6 +264,8 @@ class Device(_Table, frozen=True, kw_only=True):
     max_mw: Power | None = field(default=None, name="max")
     server: Name = ""
     board: Name = ""
+    embodied_ug: Mass | None = field(default=None, name="embodied")
+    life_years: Count = field(default=6, name="life")
 
 
 class Site(_Table, frozen=True, kw_only=True):
@@ -316,7 +323,7 @@ class Replica(_Table, frozen=True, kw_only=True):
     driver: Literal["embedded", "external", "process", "ray"] = "embedded"
     engine: Engine | None = None
     url: str | None = None
-    command: tuple[Name, ...] = ()
+    command: tuple[Argument, ...] = ()
     sleep_after_ns: Time | None = field(default=None, name="sleep_after")
     resources_milli: Amounts | None = field(default=None, name="resources")
     cluster: Name | None = None
@@ -330,6 +337,7 @@ class Replica(_Table, frozen=True, kw_only=True):
     cards: Count | None = None
     vendor: Name | None = None
     share_permille: Share | None = field(default=None, name="share")
+    reserved: Name = ""
 
 
 class GridFile(_Table, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from typing import Protocol
 GROUP_RECORDS_MAX = 256
 GROUP_WAIT_S = timedelta(milliseconds=2).total_seconds()
 PATIENT_RECORDS_MAX = 4_096
-PATIENT_WAIT_S = timedelta(milliseconds=25).total_seconds()
+PATIENT_WAIT_S = timedelta(milliseconds=100).total_seconds()
 RETRY_WAIT_S = timedelta(milliseconds=50).total_seconds()
 """Between tries of a disk that refuses a write, for example because it is full."""
 STOP_WAIT_S = 10

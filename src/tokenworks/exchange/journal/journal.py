@@ -3,6 +3,7 @@
 ``written``: on return the record is with the kernel and survives the death of this process (kill -9).
 ``durable``: the same, and ``await durable(position)`` returns when it survives a loss of power.
 ``fast``: on return the record is in memory; a death of this process may take the last milliseconds with it.
+``off``: nothing is recorded, so nobody is billed; only for measuring what the books cost.
 
 Under each policy groups of records are synced behind the appends. A sync that failed may have thrown away what it was
 to save, and the next one would report success all the same; so after one the journal has failed, for good: appends and
@@ -32,7 +33,7 @@ from tokenworks.exchange.journal.frames import (
 from tokenworks.exchange.journal.segment import OpenSegment, SyncFailed
 from tokenworks.exchange.journal.waiters import Waiters
 
-Policy = Literal["written", "durable", "fast"]
+Policy = Literal["written", "durable", "fast", "off"]
 SEGMENT_BYTES_MAX = 64 << 20
 UNSYNCED_BYTES_MAX = 32 << 20
 _FULL, _FAILED = "is the disk full?", "check the disk, then restart: a new journal begins"
@@ -116,6 +117,8 @@ class Journal:
         """Add one record; what holds on return is the policy. Raises ExchangeDown: then it is not in the journal."""
         if not payload or len(payload) > RECORD_BYTES_MAX:
             raise ValueError(f"a record has 1 to {RECORD_BYTES_MAX} bytes")
+        if self.policy == "off":
+            return self._position
         if self._torn or self._down is not None:
             self._repair()
         if self._position.offset >= SEGMENT_BYTES_MAX:

@@ -1,0 +1,59 @@
+"""What ``steps.py`` leaves to asyncio's own tasks. It stands apart because it is not compiled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Generator
+from types import coroutine
+from typing import Any
+
+
+class TaskWait:
+    """Something that a coroutine in a task waits for: see ``steps.Wait``."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self) -> None:
+        self._future = asyncio.get_running_loop().create_future()
+
+    @property
+    def done(self) -> bool:
+        return self._future.done()
+
+    def set(self, error: BaseException | None = None) -> None:
+        if not self._future.done():
+            if error is None:
+                self._future.set_result(None)
+            else:
+                self._future.set_exception(error)
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._future.__await__()
+
+
+class AskTask:
+    """Awaited by a coroutine that is stepped: from here on it wants to be in a task. Not ``wanted``: it is in one."""
+
+    def __init__(self, wanted: bool) -> None:
+        self._wanted = wanted
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        if self._wanted:
+            yield self
+
+
+@coroutine
+def taken_over(running: Coroutine[Any, Any, None], asked: object) -> Generator[Any, Any, None]:
+    """The rest of a coroutine that waits for something of asyncio, for a task to run."""
+    while not isinstance(asked, AskTask):
+        try:
+            yield asked
+            break
+        except BaseException as error:
+            if isinstance(asked, asyncio.Future) and asked.done():
+                break  # it raises that itself
+            try:
+                asked = running.throw(error)
+            except StopIteration:
+                return
+    yield from running

@@ -134,10 +134,9 @@ class Pool:
         return sum(awaited) if awaited else None
 
     def _take(self) -> Connection | None:
-        oldest = asyncio.get_running_loop().time() - self._keep_s
         while self._free:
             connection = self._free.pop()
-            if connection.free_since > oldest and connection.alive:
+            if connection.free_s() < self._keep_s and connection.alive:
                 return connection
             connection.drop()
         return None
@@ -180,7 +179,6 @@ class Pool:
 
     def release(self, connection: Connection, keep: bool) -> None:
         if keep and not self._closed:
-            connection.free_since = asyncio.get_running_loop().time()
             self._free.append(connection)
         else:
             connection.drop()

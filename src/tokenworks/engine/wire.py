@@ -185,7 +185,7 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._headers: list[tuple[bytes, bytes]] = []
         self.served = 0
-        self.free_since = 0.0
+        self._free_since = 0.0
 
     # What the pool and the response ask for.
 
@@ -193,6 +193,10 @@ class Connection(asyncio.Protocol):
     def alive(self) -> bool:
         """Nobody has begun to close it, as far as we know."""
         return self._transport is not None and not self._transport.is_closing()
+
+    def free_s(self) -> float:
+        """How long it has had nothing to do."""
+        return self._loop.time() - self._free_since
 
     @property
     def awaited(self) -> bool:
@@ -344,6 +348,7 @@ class Connection(asyncio.Protocol):
         assert response is not None
         self.resume(~0)
         response.end(None)
+        self._free_since = self._loop.time()
         self._pool.release(self, self._keep)
         self.wake()
 

@@ -21,9 +21,9 @@ up: .venv/.run-ready ## Start the grid in the foreground; ARGS="--grid examples/
 
 fast: build/fast/.done ## Compile the request path with mypyc (needs a C compiler); then: PYTHONPATH=build/fast make up
 
-test-fast: build/fast/.done ## The tests of the request path on the compiled modules
-	@PYTHONPATH=build/fast $(BIN)/python -m pytest tests/unit/exchange/test_exchange_budget.py \
-		tests/unit/exchange/test_exchange_leases.py tests/unit/agents tests/integration/agents $(ARGS)
+test-fast: build/fast/.done ## The tests of the request path and of the ledger on the compiled modules
+	@PYTHONPATH=build/fast $(BIN)/python -m pytest tests/unit/exchange tests/unit/agents tests/unit/core/test_core_steps*.py \
+		tests/unit/engine/test_engine_events.py tests/unit/engine/test_engine_http.py tests/integration/agents $(ARGS)
 
 test: check ## Linters, then all tests; ARGS are for pytest
 	@echo "model: fetching it unless it is there"
@@ -73,12 +73,14 @@ bench-drill: .venv/.dev-ready ## Play a grid event on the embedded grid under lo
 chaos-exchange: .venv/.dev-ready ## 200 rounds of kill -9 and pauses, on SQLite and on PostgreSQL, then the audit
 	@$(BIN)/python -m bench.chaos.suite $(ARGS)
 
-# What every request runs through. The sources stay the truth: the copy is compiled as it stands. What is written as a
-# coroutine is not in it: compiled, coroutines did not bear being cancelled.
-FAST := $(patsubst %,tokenworks/%.py,exchange/desk exchange/budget exchange/journal/journal exchange/journal/frames \
-	exchange/journal/waiters agents/answers agents/awake agents/cycle agents/heads agents/lane agents/metrics agents/settling \
-	agents/shape agents/worst brain/route core/ids core/clock core/steps core/units engine/events engine/sse engine/record engine/usage \
-	engine/wire)
+# What every request runs through, in the gateway and then in the ledger. The sources stay the truth: the copy is compiled
+# as it stands. What is written as a coroutine is not in it: compiled, coroutines did not bear being cancelled.
+FAST := $(patsubst %,tokenworks/%.py,core/ids core/clock core/steps core/units \
+	agents/answers agents/awake agents/cycle agents/heads agents/lane agents/metrics agents/settling agents/shape \
+	agents/worst brain/route engine/events engine/sse engine/record engine/usage engine/wire \
+	exchange/desk exchange/budget exchange/journal/journal exchange/journal/frames exchange/journal/reading \
+	exchange/journal/waiters exchange/ledger exchange/batch exchange/state exchange/grants exchange/store/fits \
+	exchange/log/leaves exchange/log/plain exchange/log/merkle exchange/log/writer)
 
 build/fast/.done: $(shell find src -name '*.py') Makefile .venv/.dev-ready
 	@echo "fast: compiling the request path with mypyc, one or two minutes"

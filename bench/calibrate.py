@@ -16,8 +16,8 @@ from bench.results_file import merge
 
 from tokenworks.core.clock import WallClock
 from tokenworks.engine.calibrate import Probe, calibrate
-from tokenworks.engine.embedded import Door
 from tokenworks.engine.fleet import Fleet
+from tokenworks.engine.local import Door
 from tokenworks.engine.openai_compatible import OpenAICompatible
 from tokenworks.engine.perf.calibrated import Calibration, Target
 from tokenworks.engine.pull import model_cache

@@ -12,8 +12,8 @@ import msgspec
 
 from tokenworks.compose import Plan
 from tokenworks.core.errors import DataDirError
+from tokenworks.core.files import write_private
 from tokenworks.core.words import Sourced
-from tokenworks.datadir import write_private
 from tokenworks.engine.perf.calibrated import Calibration, Target
 from tokenworks.engine.replica import ReplicaSpec
 
@@ -51,8 +51,10 @@ def read_all(data: Path) -> list[Calibration]:
 
 
 def applied(plan: Plan, found: Sequence[Calibration]) -> Plan:
-    """The plan with what was measured on its replicas: their first speeds, and the facts that receipts cite."""
+    """The plan with what was measured on its replicas: their first speeds, how the energy of their slices is split, and
+    the facts that receipts cite."""
     replace, specs = msgspec.structs.replace, []
+    loads = {(site.name, load.slice): load for site in plan.sites for load in site.loads}
     facts = {each.site: dict(each.facts) for each in plan.facts}
     for spec in plan.replicas:
         device = next((each.name for each in plan.devices[spec.site] if each.kind == "cpu"), None)
@@ -63,12 +65,15 @@ def applied(plan: Plan, found: Sequence[Calibration]) -> Plan:
             specs.append(spec)
             continue
         specs.append(replace(spec, prefill_tps=own.prefill_tps, decode_tps=own.decode_tps))
+        if load := loads.get(here := (spec.site, spec.slice)):
+            loads[here] = replace(load, **own.energies(spec.slots, spec.context_tokens, load.busy_mw))
         facts[spec.site][f"decode_milli_tps:{spec.name}"] = Sourced(
             value=round(own.decode_tps * 1_000), provenance=own.provenance, source=own.about(),
             error_permille=round(own.held_out_error * 1_000),
         )  # fmt: skip
     cited = tuple(replace(each, facts=facts[each.site]) for each in plan.facts)
-    return replace(plan, replicas=tuple(specs), facts=cited)
+    sites = tuple(replace(s, loads=tuple(loads[s.name, each.slice] for each in s.loads)) for s in plan.sites)
+    return replace(plan, replicas=tuple(specs), facts=cited, sites=sites)
 
 
 def _fits(own: Target, spec: ReplicaSpec, device: str | None) -> bool:

@@ -6,11 +6,12 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from tokenworks.brain.route import Offer, Scales
-from tokenworks.compose_devices import CONTEXT_DEFAULT, GRID_FILE, SLOTS_DEFAULT, Seat, devices_of, pinned, seats
+from tokenworks.compose_devices import GRID_FILE, Seat, devices_of, energies, pinned, seats
 from tokenworks.core.errors import GridFileError
 from tokenworks.core.words import BUCKETS, Provenance, Sourced, Word
 from tokenworks.device.discovery import CPU, Device
@@ -75,8 +76,8 @@ def plan(grid: GridFile) -> Plan:
         devices[table.name] = devices_of(table, seen.devices)
         found = seats(mine, devices[table.name], ill, cards_taken)
         specs += [_spec(each, found[each.name]) for each in mine]
-        slices = [seat.slice for seat in found.values() if seat.slice is not None]
-        sites.append(_site(table, devices[table.name], slices, currency))
+        seated = [(each, found[each.name]) for each in mine]
+        sites.append(_site(table, devices[table.name], seated, currency))
         facts.append(_facts(sites[-1], devices[table.name]))
     per_h = grid.brain.delay_price_nano_per_h
     scales = Scales(
@@ -85,11 +86,7 @@ def plan(grid: GridFile) -> Plan:
     )
     return Plan(
         name=grid.name,
-        currency=currency,
-        store=grid.exchange.store,
-        journal=grid.exchange.journal,
-        journal_keep_bytes=grid.exchange.journal_keep_bytes,
-        budget_nano=grid.exchange.budget_nano,
+        **_same(grid.exchange, "currency", "store", "journal", "journal_keep_bytes", "budget_nano"),
         prices=_prices(grid),
         scales=scales,
         sites=tuple(sites),
@@ -134,32 +131,33 @@ def _spec(table: ReplicaTable, seat: Seat) -> ReplicaSpec:
     if table.driver == "embedded" and model is None:
         names = ", ".join(sorted(models()))
         raise GridFileError(f"replica {table.name!r}: no embedded model {table.model!r}", hint=f"there is: {names}")
-    context = table.context_tokens or CONTEXT_DEFAULT
+    context = table.context_tokens
     return ReplicaSpec(
-        name=table.name,
-        model=table.model,
-        site=table.site,
+        **_same(
+            table, "name", "model", "site", "slots", "driver", "url", "command", "sleep_after_ns", "upstream_model"
+        ),
         slice=seat.slice.id if seat.slice else "",
-        slots=table.slots or SLOTS_DEFAULT,
         context_tokens=min(context, model.context_tokens) if model and table.driver == "embedded" else context,
         capabilities=frozenset(table.capabilities) if table.capabilities is not None else known,
-        driver=table.driver,
         engine="llamacpp" if table.driver == "embedded" else table.engine or "openai",
-        url=table.url,
-        command=table.command,
-        sleep_after_ns=table.sleep_after_ns,
         resources_milli=table.resources_milli or {},
         cluster=table.cluster or "auto",
         cards=table.cards or 1,
         threads=seat.threads,
         limits=seat.limits,
         booked={part.device: (part.threads, part.memory_bytes) for part in seat.parts},
-        upstream_model=table.upstream_model,
         api_key=key,
     )
 
 
-def _site(table: SiteTable, devices: Sequence[Device], slices: Sequence[Slice], currency: str) -> Site:
+def _same(table: msgspec.Struct, *names: str) -> dict[str, Any]:
+    """What is called the same on both sides."""
+    return {name: getattr(table, name) for name in names}
+
+
+def _site(
+    table: SiteTable, devices: Sequence[Device], seated: Sequence[tuple[ReplicaTable, Seat]], currency: str
+) -> Site:
     said = table.supply
     assumed = assumed_supply(currency)
 
@@ -173,41 +171,36 @@ def _site(table: SiteTable, devices: Sequence[Device], slices: Sequence[Slice], 
     idle_mw = {"": 0, **dict.fromkeys(on.values(), 0), **{server.name: server.idle_mw for server in table.servers}}
     for device in devices:
         idle_mw[on[device.id]] += device.idle_mw.value if device.idle_mw else 0
-    for s in slices:
-        idle_mw[on[s.device]] -= s.idle_mw
     facility = _facility(table)
-    first = next((d for d in devices if d.kind == CPU and d.idle_mw and d.max_mw), None)
-    thread_mw = 0
-    if first is not None and first.idle_mw is not None and first.max_mw is not None:
-        thread_mw = (first.max_mw.value - first.idle_mw.value) // max(1, first.threads)
-    overhead = ASSUMED_OVERHEAD
-    if table.pue_permille is not None:
-        overhead = Sourced(value=table.pue_permille - 1_000, provenance=Provenance.LISTED, source=GRID_FILE)
+    loads = list[SliceLoad]()
+    for replica, seat in seated:
+        if (s := seat.slice) is None:
+            continue
+        idle_mw[on[s.device]] -= s.idle_mw
+        loads.append(
+            SliceLoad(
+                slice=s.id,
+                **_same(s, "idle_mw", "busy_mw", "power", "embodied_ug_per_hour"),
+                cost_nano_per_hour=_cost(s, facility),
+                server=on[s.device],
+                board=board[s.device],
+                reserved=replica.reserved,
+                **energies(replica, devices, seat, s),
+            )
+        )
+    processors = ((d.max_mw, d.idle_mw, d.threads) for d in devices if d.kind == CPU)
+    thread_mw = next(((most.value - idle.value) // max(1, n) for most, idle, n in processors if most and idle), 0)
     return Site(
-        name=table.name,
-        entity=table.entity,
-        jurisdiction=table.jurisdiction,
-        place=table.place,
+        **_same(table, "name", "entity", "jurisdiction", "place"),
         latency_ns=table.latency_ns or 0,
-        overhead=overhead,
+        overhead=sourced(table.pue_permille and table.pue_permille - 1_000, None) or ASSUMED_OVERHEAD,
         supply=Supply(
             name=said.name,
             price=sourced(said.price_nano_per_kwh, None if table.contract else assumed.price),
             carbon=sourced(said.carbon_ug_per_kwh, assumed.carbon),
             mix_permille=said.mix_permille,
         ),
-        loads=tuple(
-            SliceLoad(
-                slice=s.id,
-                idle_mw=s.idle_mw,
-                busy_mw=s.busy_mw,
-                power=s.power,
-                cost_nano_per_hour=_cost(s, facility),
-                server=on[s.device],
-                board=board[s.device],
-            )
-            for s in slices
-        ),
+        loads=tuple(loads),
         facility=facility,
         base_idle_mw=max(0, idle_mw.pop("")),
         thread_busy_mw=thread_mw,
@@ -238,22 +231,19 @@ def _facility(table: SiteTable) -> Facility | None:
 
 
 def _facts(site: Site, devices: Sequence[Device]) -> SiteFacts:
-    facts = {"overhead": site.overhead}
-    if site.supply.price is not None:
-        facts["price"] = site.supply.price
-    if site.supply.carbon is not None:
-        facts["carbon"] = site.supply.carbon
-    for device in devices:
-        if device.max_mw is not None and "energy" not in facts:
-            how = "power above idle x the engine's busy time, shared equally by concurrent requests; "
-            facts["energy"] = msgspec.structs.replace(device.max_mw, source=how + (device.max_mw.source or ""))
-        if device.cost_nano_per_hour is not None and "device_cost" not in facts:
-            facts["device_cost"] = device.cost_nano_per_hour
+    said = {"overhead": site.overhead, "price": site.supply.price, "carbon": site.supply.carbon}
+    said["device_cost"] = next((d.cost_nano_per_hour for d in devices if d.cost_nano_per_hour is not None), None)
+    facts = {name: fact for name, fact in said.items() if fact is not None}
+    if most := next((device.max_mw for device in devices if device.max_mw is not None), None):
+        how = "power above idle x the engine's busy time, shared by concurrent requests: equally, "
+        how += "but prompts and contexts each by its own tokens where a model of the engine says what they take; "
+        facts["energy"] = msgspec.structs.replace(most, source=how + (most.source or ""))
+    for load in site.loads:
+        if (ug := load.embodied_ug_per_hour) is not None:
+            facts[f"embodied:{load.slice}"] = Sourced(value=ug, provenance=Provenance.LISTED, source=GRID_FILE)
     return SiteFacts(
         site=site.name,
-        entity=site.entity,
-        place=site.place,
-        jurisdiction=site.jurisdiction,
+        **_same(site, "entity", "jurisdiction", "place"),
         facts=facts,
         mix_permille=site.supply.mix_permille,
     )
@@ -265,13 +255,9 @@ def offer(replica: Replica, site: Site) -> Offer:
     load = next((load for load in site.loads if load.slice == spec.slice), None)
     supply = site.supply
     return Offer(
+        **_same(spec, "site", "model", "slots", "context_tokens", "capabilities"),
         replica=spec.name,
-        site=spec.site,
-        model=spec.model,
         load=replica,
-        slots=spec.slots,
-        context_tokens=spec.context_tokens,
-        capabilities=spec.capabilities,
         latency_ns=site.latency_ns,
         busy_mw=load.busy_mw * site.pue_permille // 1_000 if load else None,
         price_nano_per_kwh=supply.price.value if supply.price else None,

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 from tokenworks.core.errors import GridFileError
+from tokenworks.core.words import like
 from tokenworks.gridfile.tables import Charge as ChargeTable
 from tokenworks.gridfile.tables import Contract as ContractTable
 from tokenworks.gridfile.tables import Event, SignalFile, Site
@@ -38,7 +39,7 @@ def site_power(site: Site, currency: str) -> SitePower:
     supplies = Supplies(
         feed=feeds[0] if feeds else None,
         plants=tuple(plant for table in site.supplies for plant in _plants(table)),
-        batteries=tuple(battery for table in site.supplies for battery in _batteries(table)),
+        batteries=tuple(_battery(table) for table in site.supplies if table.kind == "battery"),
     )
     try:
         events = tuple(_event(event) for event in site.events)
@@ -61,13 +62,10 @@ def _feed(table: SupplyTable, currency: str) -> Feed:
     elif said is not None:
         carbon = Signal.constant(said)
     return Feed(
-        name=table.name,
-        limit_mw=table.limit_mw,
-        export_limit_mw=table.export_limit_mw,
-        carbon=carbon,
+        name=table.name, limit_mw=table.limit_mw, export_limit_mw=table.export_limit_mw, carbon=carbon,
         residual=None if table.residual_ug_per_kwh is None else Signal.constant(table.residual_ug_per_kwh),
         mix_permille=table.mix_permille,
-    )
+    )  # fmt: skip
 
 
 def _plants(table: SupplyTable) -> Iterator[Plant]:
@@ -84,14 +82,9 @@ def _plants(table: SupplyTable) -> Iterator[Plant]:
         )
 
 
-def _batteries(table: SupplyTable) -> Iterator[Battery]:
-    if table.kind == "battery":
-        yield Battery(
-            name=table.name,
-            capacity_mj=table.energy_mj or 0,
-            power_mw=table.power_mw or 0,
-            efficiency_permille=table.efficiency_permille,
-        )
+def _battery(table: SupplyTable) -> Battery:
+    sizes = {"capacity_mj": table.energy_mj or 0, "power_mw": table.power_mw or 0}
+    return Battery(name=table.name, efficiency_permille=table.efficiency_permille, **sizes)
 
 
 def _contract(site: Site, currency: str) -> Contract:
@@ -145,16 +138,6 @@ def _spans(hours: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
 def _event(table: Event) -> GridEvent:
     start = to_ns(table.start)
     again = None if table.raise_start is None else to_ns(table.raise_start)
-    return GridEvent(
-        id=table.id,
-        kind=table.kind,
-        start_ns=start,
-        end_ns=start + table.duration_ns,
-        cap_mw=table.cap_mw,
-        cut_permille=table.cut_permille,
-        ramp_ns=table.ramp_ns,
-        raise_start_ns=again,
-        raise_end_ns=None if again is None else again + (table.raise_duration_ns or table.duration_ns),
-        pay_nano_per_kwh=table.pay_nano_per_kwh,
-        penalty_nano_per_kwh=table.penalty_nano_per_kwh,
-    )
+    again_ns = None if again is None else again + (table.raise_duration_ns or table.duration_ns)
+    times = {"start_ns": start, "end_ns": start + table.duration_ns, "raise_start_ns": again, "raise_end_ns": again_ns}
+    return like(table, GridEvent, **times)

@@ -19,16 +19,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
 
+from tokenworks.core import files
 from tokenworks.core.errors import DataDirError
+from tokenworks.core.files import write_private
 
 FORMAT = 1
 
@@ -89,39 +89,10 @@ def prepare(data: Path) -> None:
         raise _cannot(f"write in the data directory {data}", error) from error
 
 
-@contextlib.contextmanager
-def locked(data: Path) -> Iterator[None]:
+def locked(data: Path) -> AbstractContextManager[None]:
     """One running grid per data directory. Raises DataDirError naming the process that has it."""
-    with (data / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise DataDirError(
-                f"a grid is running already with the data directory {data} (process {holder})",
-                hint="stop it, or set TOKENWORKS_DATA to another directory",
-            ) from None
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner can read, whole or not at all, and synced."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    taken = f"a grid is running already with the data directory {data} (process {{}})"
+    return files.locked(data / "lock", taken, "stop it, or set TOKENWORKS_DATA to another directory")
 
 
 def read_keys(data: Path) -> Keys | None:

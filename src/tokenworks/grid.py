@@ -24,6 +24,7 @@ from tokenworks.compose import Plan
 from tokenworks.compose_meters import site_panel
 from tokenworks.core.clock import WallClock
 from tokenworks.core.errors import DataDirError, Unreachable
+from tokenworks.core.files import write_private
 from tokenworks.core.words import Interval
 from tokenworks.engine.fleet import Fleet
 from tokenworks.engine.pull import model_cache
@@ -91,7 +92,7 @@ class Grid:
         """Everything but the listener, started in order and stopped in reverse."""
         async with contextlib.AsyncExitStack() as stack:
             self.plan.prices.at(self.clock.now_ns())  # a grid without a rate card does not start
-            datadir.write_private(self.data / "prices.json", msgspec.json.encode(self.plan.prices))
+            write_private(self.data / "prices.json", msgspec.json.encode(self.plan.prices))
             self._report("starting the ledger")
             await self.ledger.start()
             stack.push_async_callback(self.ledger.stop)
@@ -211,7 +212,7 @@ async def run(
             async def tell() -> None:
                 await answering.wait()
                 run_file = datadir.Run(url=url, pid=os.getpid(), started_ns=clock.now_ns())
-                datadir.write_private(data / "run.json", msgspec.json.encode(run_file))
+                write_private(data / "run.json", msgspec.json.encode(run_file))
                 while not await grid.fleet.wait_ready(3600):
                     pass
                 ready(url, (clock.now_ns() - began_ns) / 1e9)

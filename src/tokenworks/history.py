@@ -14,8 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from tokenworks.core.files import write_private
 from tokenworks.core.units import NS_PER_S, energy_mj, rate_of
-from tokenworks.datadir import write_private
 
 log = logging.getLogger(__name__)
 SLOT_NS, SLOTS_MAX = 900 * NS_PER_S, 47 * 96

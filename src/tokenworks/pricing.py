@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 
 from tokenworks.compose_power import SitePower, site_power
+from tokenworks.core.files import write_private
 from tokenworks.core.words import CORRECTABLE, Provenance, Sourced, Word
-from tokenworks.datadir import write_private
 from tokenworks.exchange.words import BillPower
 from tokenworks.gridfile import Site
 from tokenworks.history import file_name

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tokenworks.core.clock import Clock, utc_text
-from tokenworks.core.errors import BadRequest, ExchangeDown, NotFound, TokenworksError, nearest
+from tokenworks.core.errors import BadRequest, ExchangeDown, TokenworksError, find
+from tokenworks.core.files import write_private
 from tokenworks.core.units import NS_PER_S, energy_mj
 from tokenworks.core.words import Limit, Word
 from tokenworks.curtail import CAP, SLEEP, Order, answer
-from tokenworks.datadir import write_private
 from tokenworks.engine.record import Replica
 from tokenworks.exchange.words import BillPower
 from tokenworks.history import History, file_name
@@ -63,9 +63,7 @@ def post_event(data: Path, sites: Sequence[str], site: str | None, body: bytes, 
     if site is None and len(sites) > 1:
         raise BadRequest("which site is meant?", hint=f"?site=, one of {', '.join(sites)}", param="site")
     name = sites[0] if site is None else site
-    if name not in sites:
-        near = nearest(name, sites)
-        raise NotFound(f"there is no site {name!r}", hint=f"did you mean {near!r}?" if near else None)
+    find(name, dict.fromkeys(sites), "site")
     event = event_from_webhook(body, now_ns)
     folder = data / "grid-events"
     folder.mkdir(exist_ok=True)
@@ -117,12 +115,9 @@ class Watch:
         known = self._heard.get(event.id)
         if known is None and len(self._heard) >= EVENTS_MAX:
             self._heard.pop(min(self._heard.values(), key=lambda each: each.event.end_ns).event.id)
-        heard = self._heard[event.id] = _Heard(event, path)
-        if known is not None:
-            heard.baseline_mw, heard.until_ns, heard.method = known.baseline_mw, known.until_ns, known.method
-            heard.baseline_mj, heard.metered_mj = known.baseline_mj, known.metered_mj
-            heard.avoided_nano = known.avoided_nano
-            self._limit(heard)
+        heard = self._heard.setdefault(event.id, _Heard(event, path))
+        heard.event, heard.path, heard.limits, heard.billed = event, path, (), False
+        self._limit(heard)
 
     def step(self, now_ns: int) -> None:
         """Look at the power since the last step, and decide."""
@@ -173,31 +168,26 @@ class Watch:
             heard.billed = True
 
     def _limit(self, heard: _Heard) -> None:
-        from tokenworks.power.events import limits
-
         if heard.baseline_mw is not None:
+            from tokenworks.power.events import limits
+
             heard.limits = limits(heard.event, self.agent.site.name, heard.baseline_mw)
 
     def status(self, replicas: Iterable[Replica]) -> dict[str, Any]:
         """For people and programs: power, limits, meters, what the last interval said."""
         latest, site = self.agent.latest, self.agent.site
         found: dict[str, Any] = {
-            "site": site.name,
-            "at": utc_text(self._last_ns),
-            "power_mw": self._powers[-1] if self._powers else None,
-            "power": self._meter,
-            "max_mw": self.order.max_mw if self.order else None,
+            "site": site.name, "at": utc_text(self._last_ns), "power_mw": self._powers[-1] if self._powers else None,
+            "power": self._meter, "max_mw": self.order.max_mw if self.order else None,
             "order": msgspec.to_builtins(self.order) if self.order else None,
             "events": [self._event(heard) for heard in self._heard.values()],
             "meters": [dict(zip(("meters", "power_mw", "wrong"), each, strict=True)) for each in self.agent.meters()],
-            "contact": self._contact(),
-            "openadr": self.openadr() if self.openadr else None,
-            "running": sum(each.running for each in replicas if each.spec.site == site.name),
-            "interval": None,
+            "contact": self._contact(), "openadr": self.openadr() if self.openadr else None,
+            "running": sum(each.running for each in replicas if each.spec.site == site.name), "interval": None,
             "price_nano_per_kwh": self.agent.supply.price and self.agent.supply.price.value,
             "carbon_ug_per_kwh": self.agent.supply.carbon and self.agent.supply.carbon.value,
             "sources_permille": self.shares(),
-        }
+        }  # fmt: skip
         if latest is not None:
             it_mj = latest.meter_mj - latest.overhead_mj
             found["interval"] = {name: getattr(latest, name) for name in _SHOWN} | {

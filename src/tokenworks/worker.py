@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,8 @@ import uvloop
 
 from tokenworks.channel import BUFFER_BYTES_MAX, STEPS_MAX, TICK_S, Brief, Heard, Step, Told, line
 from tokenworks.core.clock import Clock, WallClock
-from tokenworks.core.errors import DataDirError, EngineDown, TokenworksError
+from tokenworks.core.errors import EngineDown, TokenworksError
+from tokenworks.core.files import locked
 from tokenworks.core.words import Interval, Work
 from tokenworks.device.tools import LINE_BYTES_MAX
 from tokenworks.engine.mirror import Mirror
@@ -52,12 +51,10 @@ class Outpost(SiteAgent):
         self._outbox.append(Step(to="begun", work=self._work(receipt, replica, slice, start_ns)))
 
     def end(self, work: Work) -> None:
-        """See ``SiteAgent.end``."""
         super().forget(work.receipt, work.replica, work.slice)
         self._outbox.append(Step(to="ended", work=work))
 
     def forget(self, receipt: str, replica: str, slice: str) -> None:  # noqa: A002 - as in SiteAgent
-        """See ``SiteAgent.forget``."""
         super().forget(receipt, replica, slice)
         self._outbox.append(Step(to="forgotten", work=self._work(receipt, replica, slice, 0)))
 
@@ -103,32 +100,18 @@ class Post:
         gateway, outbox, more = self._gateway, self._outbox, True
         while more and pipe.get_write_buffer_size() < BUFFER_BYTES_MAX:
             heard = Heard(
-                uses=self._mirror.uses(),
-                requests=gateway.metrics.requests,
-                open_holds=gateway.desk.open_holds,
-                waiting=gateway.waiting,
-                services=gateway.services(),
-                steps=tuple(outbox[:STEPS_MAX]),
-            )
+                uses=self._mirror.uses(), requests=gateway.metrics.requests, open_holds=gateway.desk.open_holds,
+                waiting=gateway.waiting, services=gateway.services(), steps=tuple(outbox[:STEPS_MAX]),
+            )  # fmt: skip
             pipe.write(line(heard))
             del outbox[:STEPS_MAX]
             more = bool(outbox)
 
 
-@contextlib.contextmanager
-def _alone(data: Path, name: str) -> Iterator[None]:
-    """Only one process at a time writes a gateway's journals, whatever became of an earlier grid."""
-    with (data / f"{name}.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataDirError(f"another process is {name} of this data directory") from None
-        yield
-
-
 async def _run(brief: Brief, reader: asyncio.StreamReader, pipe: asyncio.WriteTransport) -> None:
     clock, data, outbox = WallClock(brief.anchor_ns), Path(brief.data), list[Step]()
-    with _alone(data, brief.name):
+    # Only one process at a time writes a gateway's journals, whatever became of an earlier grid.
+    with locked(data / f"{brief.name}.lock", f"another process is {brief.name} of this data directory"):
         async with contextlib.AsyncExitStack() as stack:
             gateway, mirror = Gateway(brief.plan, data, brief.name, clock), Mirror(brief.plan.replicas, clock)
             post = Post(gateway, mirror, outbox)

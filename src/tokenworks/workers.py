@@ -45,7 +45,6 @@ class Worker(Kept):
         self._told: Told | None = None
 
     async def start(self) -> Process:
-        """See ``Kept.start``."""
         process = await super().start()
         self._shown, self._told = {}, None
         self._say(line(self._brief))

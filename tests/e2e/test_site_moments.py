@@ -87,6 +87,9 @@ def _play(grid: GridProcess) -> None:
     for _ in range(8):
         with grid.client(max_retries=0) as client, pytest.raises(openai.InternalServerError, match="any more"):
             client.chat.completions.create(model="far", messages=[{"role": "user", "content": "hello"}])
+    _, models = grid.get("/v1/models", grid.keys.key)
+    assert models is not None
+    assert {model["id"]: model["ready"] for model in models["data"]} == {MODEL: True, "far": False}
     [ground, orbit] = grid.ask("site", "status")
     assert (ground["price_nano_per_kwh"], orbit["price_nano_per_kwh"]) == (250_000_000, 0)
 

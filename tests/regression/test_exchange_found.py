@@ -6,16 +6,21 @@ import asyncio
 import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import msgspec
 import pytest
 from tests.support.exchange import holding, opening
-from tests.unit.exchange.test_exchange_desk import KEY, PRICES, Disk, directory, lease, written
+from tests.unit.brain.test_brain_route import offer
+from tests.unit.exchange.test_exchange_desk import KEY, PRICES, REQUEST, Disk, directory, lease, written
 from tests.unit.exchange.test_exchange_ledger import settling
 
+from tokenworks.agents.life import House, _write
+from tokenworks.agents.worst import hold_worst
 from tokenworks.core.clock import ManualClock
 from tokenworks.core.errors import BudgetSpent, LedgerRefused
-from tokenworks.core.words import Amount
+from tokenworks.core.words import Amount, Candidate, Decision
 from tokenworks.exchange.budget import Shortage, burns
 from tokenworks.exchange.calendar import window_start_ns
 from tokenworks.exchange.desk import Desk
@@ -357,3 +362,32 @@ def test_a_package_does_not_pay_at_a_site_that_is_not_its_own(disk: Disk) -> Non
     assert hold.amount == Amount(ustu=0, nano=0)
     assert [counter.held for counter in desk.counters()] == [0, 0, 0]
     assert written(disk) == []
+
+
+@pytest.mark.parametrize(("covered", "leased"), [(1_000, 0), (1_000, 500), (40, 50), (40, 500)])
+async def test_where_the_package_does_not_pay_the_whole_price_is_held_in_money(
+    disk: Disk, covered: int, leased: int
+) -> None:
+    """The package covered the promise, all of it or a part; at the chosen site it does not. The money is leased if it
+    has to be, and all of it is held and written: not what the package left, and not the nothing that a first attempt
+    without enough leases leaves.
+    """
+
+    async def ask(wanted: dict[str, int], returned: dict[str, int]) -> Sequence[Lease]:
+        return [Lease(counter=counter, window_ns=0, allowance=leased + need) for counter, need in wanted.items()]
+
+    desk = Desk(PRICES, ManualClock(7), disk, ask)
+    desk.learn(directory(grants=(package("acme", sites=("home",), size=covered),)))
+    identity = desk.identify(KEY)
+    lease(desk, n_acme=leased, n_team=leased, g_p=covered)
+    for purse in identity.path.grants:
+        purse.counter.dry_ns = 8  # the ledger has no more of it
+    options = [offer("r1", site="home"), offer("r2", site="away")]
+    hold = hold_worst(desk, identity, REQUEST, options)
+    assert hold.amount == Amount(ustu=90, nano=max(0, 90 - covered))
+    chosen = Candidate(replica="r2", site="away", model="m", terms_nano={}, total_nano=0)
+    await _write(cast(House, SimpleNamespace(desk=desk)), hold, REQUEST, options, Decision(chosen=chosen))
+    [placed] = written(disk)
+    assert isinstance(placed, PlaceHold)
+    assert (placed.ustu, placed.nano, placed.parts) == (90, 90, ())
+    assert [counter.held for counter in desk.counters()] == [90, 90, 0]

@@ -31,7 +31,7 @@ from tokenworks.exchange.journal import (
 from tokenworks.exchange.journal import journal as writer
 from tokenworks.exchange.journal.frames import FRAME, MAGIC
 
-POLICIES: tuple[Policy, ...] = get_args(Policy)
+POLICIES: tuple[Policy, ...] = tuple(policy for policy in get_args(Policy) if policy != "off")
 SEGMENT_BYTES = 500
 SEEDS = 3000
 STEPS = 40

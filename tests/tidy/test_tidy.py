@@ -23,7 +23,7 @@ FUNCTION_LINES_MAX = 70
 EFFECTS_ALLOWED: dict[str, dict[str, str]] = {
     "core/clock.py": {"clock": "the one live clock"},
     "core/ids.py": {"random": "the one source of ids and keys; tests pass their own entropy"},
-    "engine/embedded.py": {"random": "a key between the gateway and its own child process, made anew at each start"},
+    "engine/local.py": {"random": "a key between the gateway and its own child process, made anew at each start"},
     "engine/http.py": {"socket": "HTTP to replicas"},
     "engine/lifeline.py": {"socket": "asks the system for a free port for the engine that it starts"},
     "engine/pull.py": {"clock": "compares with the modification time of a file, which is wall time"},

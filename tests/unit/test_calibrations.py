@@ -74,6 +74,11 @@ def test_a_replica_starts_with_what_was_measured_on_it() -> None:
     fact = found.facts[0].facts[f"decode_milli_tps:{found.replicas[0].name}"]
     assert (fact.value, fact.provenance, fact.error_permille) == (50_000, Provenance.MEASURED, 50)
     assert fact.source == f"calibrated 2026-11-21 on {embedded_engine()}, 5% off on loads kept out of the fit"
+    [load], spec = found.sites[0].loads, found.replicas[0]
+    assert load.context_nj == 0
+    assert load.prefill_nj == load.busy_mw * 5_000  # 5 ms of a prompt token at full power
+    once_s, prompts_s = 0.01 + 0.01 * spec.slots, 0.005 * spec.slots  # as many prompt tokens as sequences
+    assert load.stream_mw == round(load.busy_mw * once_s / (once_s + prompts_s))
     others: list[dict[str, object]] = [
         {"model": "m"}, {"engine": "xllamacpp 0"}, {"device": "another"}, {"threads": 99}, {"url": "http://e:1"},
     ]  # fmt: skip

@@ -20,8 +20,9 @@ def spec(text: str) -> ReplicaSpec:
 
 def test_a_command_is_a_process_on_a_slice_of_its_own() -> None:
     """Its threads are pinned and its memory is limited like the embedded engine's."""
-    made = spec('engine = "vllm"\ncommand = ["vllm", "serve", "{model}"]\nsleep_after = "10 min"\n')
-    assert (made.driver, made.engine, made.command) == ("process", "vllm", ("vllm", "serve", "{model}"))
+    long = "{" + '"a": 1, ' * 500 + "}"
+    made = spec(f'engine = "vllm"\ncommand = ["vllm", "serve", "{{model}}", \'{long}\']\nsleep_after = "10 min"\n')
+    assert (made.driver, made.engine, made.command) == ("process", "vllm", ("vllm", "serve", "{model}", long))
     assert made.sleep_after_ns == 600 * NS_PER_S
     assert made.slice
     assert made.limits.cpus
@@ -48,6 +49,8 @@ def test_clouds_know_what_they_can() -> None:
     ("text", "says"),
     [
         ('command = ["x"]\ndriver = "embedded"', "command: belongs to a process or ray replica"),
+        (f'command = ["{"x" * 4_097}"]', r"command[1]: must not be longer than 4096 characters"),
+        ('command = ["x\\n"]', r"command[1]: must not have control characters"),
         ('engine = "vllm"', "engine: belongs to an external replica"),
         ('driver = "process"', "command: is missing"),
         ('driver = "ray"\ncommand = ["x"]', "resources: is missing"),

@@ -87,7 +87,7 @@ def test_files_of_signals_are_beside_the_grid_file(tmp_path: Path) -> None:
         (METER + 'kind = "modbus"\nof = "site"', "site[1].meter[1].host: is missing: modbus needs it"),
         (METER + 'kind = "rapl"\nof = "server"\nunit = "W"', "meter[1].unit: does not belong to a rapl meter"),
         (METER + 'kind = "nvml"\nof = "board"\nname = "x"', "meter[1].name: 'x': no such board"),
-        (SERVER + METER_2 + 'kind = "rapl"\nof = "server"\nname = "rack2"', "no such server (did you mean rack1?)"),
+        (SERVER + METER_2 + 'kind = "rapl"\nof = "server"\nname = "rack2"', "no such server (did you mean 'rack1'?)"),
         (METER + 'kind = "rapl"\nof = "server"\n' + METER_2 + 'kind = "rapl"\nof = "server"', "is metered twice"),
         (METER + 'kind = "page"\nof = "site"\nurl = "dcgm"', "meter[1].url: is not an http or https address"),
         (

@@ -59,18 +59,14 @@ class Head:
 
     def body(self, packet: bytes) -> bytes | None:
         """The body of a packet that is one whole request with this head; None: it is anything else."""
+        if not packet.startswith(self.before):
+            return None
         start = len(self.before)
         end = packet.find(b"\r", start, start + LENGTH_DIGITS_MAX + 1)
-        digits = packet[start:end]
-        if (
-            end < 0
-            or not packet.startswith(self.before)
-            or not packet.startswith(self.after, end)
-            or not digits.isdigit()
-        ):
+        if end < 0 or not packet.startswith(self.after, end) or not packet[start:end].isdigit():
             return None
         body = packet[end + len(self.after) :]
-        return body if len(body) == int(digits) else None
+        return body if len(body) == int(packet[start:end]) else None
 
 
 def remembered(packet: bytes, endpoint: Endpoint, headers: Headers) -> Head | None:

@@ -196,6 +196,7 @@ class Lane(HttpToolsProtocol):
         if self._hung_up or self.transport.is_closing():
             raise ValueError("nothing is answered any more")
         self._head_bytes = 0
+        packet, self._packet = self._packet, b""  # what else is in it began no packet
         endpoint = TOKEN_ROUTES.get(self.url) or TOKEN_ROUTES.get(path_of(self.url))
         if endpoint is None or self.parser.get_method() != b"POST":
             self._asgi()
@@ -203,7 +204,7 @@ class Lane(HttpToolsProtocol):
             new = self.parser.get_http_version() != "1.0"
             self._latest = cycle = Cycle(self, endpoint, self.headers, new and self.parser.should_keep_alive(), new)
             plain = cycle.keep_alive and not self.expect_100_continue
-            self._packet, self._head = b"", remembered(self._packet, endpoint, self.headers) if plain else None
+            self._head = remembered(packet, endpoint, self.headers) if plain else None
             if self._busy() or self.flow.write_paused:
                 self.flow.pause_reading()
                 self.pipeline.appendleft((cycle, self.app))
@@ -368,6 +369,7 @@ class Lane(HttpToolsProtocol):
             self.transport.close()
         elif not self._hung_up and not self.transport.is_closing():
             self._deaf = self._hung_up = True
+            self.pipeline.clear()  # of what is behind nothing is served
             self.transport.write_eof()
             self.loop.call_later(LINGER_S, self.transport.close)
 

@@ -56,8 +56,9 @@ def hold_worst(
 
 
 def trimmed(hold: Hold, request: Request, options: Sequence[Offer], decision: Decision) -> Amount | None:
-    """What the chosen option can cost at most, where that may be less than what is held."""
+    """What the chosen option can cost at most, where that may be another amount than what is held: less, or more money
+    where a package that the hold counted on does not pay."""
     model = decision.chosen.model
-    if len(options) == 1 or all(option.model == model for option in options):
+    if len(options) == 1 or (not hold.parts and all(option.model == model for option in options)):
         return None
     return worst(hold.prices, request, model, options, hold.identity.account.price_class)

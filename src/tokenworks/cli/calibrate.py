@@ -18,7 +18,7 @@ from tokenworks.core.errors import BadRequest, EngineFailed, NotFound, Tokenwork
 from tokenworks.device.discovery import Device, discover, read_text
 from tokenworks.engine.calibrate import STREAMS, Probe
 from tokenworks.engine.calibrate import calibrate as measure
-from tokenworks.engine.embedded import Door
+from tokenworks.engine.local import Door
 from tokenworks.engine.models import catalogue
 from tokenworks.engine.openai_compatible import OpenAICompatible
 from tokenworks.engine.perf.calibrated import Calibration, Check, Target, bottlenecks, limits_of

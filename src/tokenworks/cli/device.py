@@ -12,7 +12,8 @@ from tokenworks.cli import out
 from tokenworks.cli.out import Answer, command
 from tokenworks.cli.reach import get, grid_key
 from tokenworks.core.errors import NotFound, nearest
-from tokenworks.datadir import data_directory, read_run, write_private
+from tokenworks.core.files import write_private
+from tokenworks.datadir import data_directory, read_run
 from tokenworks.device.catalogue import catalogue
 from tokenworks.device.discovery import CPU, Device
 from tokenworks.device.survey import changes, survey
@@ -35,21 +36,10 @@ def device_list(*, forget: out.Flag = False) -> Answer:
     data = {"devices": seen.devices, "new": new, "lost": came.lost, "findings": seen.findings, "booked": booked}
     rows = [_row(device, booked, "new" if device in came.new else "") for device in seen.devices]
     rows += [_row(device, booked, "LOST") for device in came.lost]
-    columns = (
-        "device",
-        "name",
-        "compute",
-        "memory",
-        "booked",
-        "used",
-        "busy",
-        "power",
-        "idle to most",
-        "catalogue",
-        "",
-    )
+    figures = ("compute", "memory", "booked", "used", "busy", "power", "idle to most")
+    columns = ("device", "name", *figures, "catalogue", "")
     findings = [f"{each.about}: {each.what}" + (f" ({each.hint})" if each.hint else "") for each in seen.findings]
-    return Answer(data, [out.table("", columns, rows, right=columns[2:9]), *findings])
+    return Answer(data, [out.table("", columns, rows, right=figures), *findings])
 
 
 def _known(file: Path) -> list[Device] | None:

@@ -18,7 +18,7 @@ from tokenworks.cli.given import currency, duration_ns
 from tokenworks.cli.out import Answer, command
 from tokenworks.cli.reach import get, grid_key, request
 from tokenworks.core.clock import WallClock
-from tokenworks.core.errors import BadRequest, NotFound, TokenworksError, nearest
+from tokenworks.core.errors import BadRequest, NotFound, TokenworksError, find
 from tokenworks.core.units import NS_PER_MS, NS_PER_S, parse_price
 
 BEFORE_S, AFTER_S = 5, 5
@@ -201,10 +201,7 @@ def _status(site: str | None, key: str) -> dict[str, Any]:
     sites = {each["site"]: each for each in get("/v1/status", key)["sites"]}
     if site is None and len(sites) > 1:
         raise BadRequest("which site is meant?", hint=f"--site, one of {', '.join(sites)}")
-    if site is not None and site not in sites:
-        near = nearest(site, sites)
-        raise NotFound(f"there is no site {site!r}", hint=f"did you mean {near!r}?" if near else None)
-    found: dict[str, Any] = sites[site] if site is not None else next(iter(sites.values()))
+    found: dict[str, Any] = find(next(iter(sites)) if site is None else site, sites, "site")
     return found
 
 

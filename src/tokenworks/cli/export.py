@@ -81,15 +81,9 @@ class Books:
 
 
 def export(
-    kind: Kind,
-    /,
-    *,
-    account: str | None = None,
-    since: str | None = None,
-    until: str | None = None,
-    out: Path | None = None,
-    as_json: show.Json = False,
-) -> int:
+    kind: Kind, /, *, account: str | None = None, since: str | None = None, until: str | None = None,
+    out: Path | None = None, as_json: show.Json = False,
+) -> int:  # fmt: skip
     """Write the books of a period for another program.
 
     Args:
@@ -136,15 +130,10 @@ def _invoice(books: Books) -> invoice.Invoice:
         )
     rows = list(books.sold())
     return invoice.invoice(
-        rows,
-        account=books.account,
-        account_name=rows[0].account_name if rows else books.account,
-        currency=books.currency,
-        since_ns=books.since_ns,
-        until_ns=books.until_ns,
-        owed_nano=books.first.get("owed_nano"),
-        **books.beside(),
-    )
+        rows, account=books.account, account_name=rows[0].account_name if rows else books.account,
+        currency=books.currency, since_ns=books.since_ns, until_ns=books.until_ns,
+        owed_nano=books.first.get("owed_nano"), **books.beside(),
+    )  # fmt: skip
 
 
 def _pages(books: Books, ask_page: Callable[..., openai_usage.Page], **more: Any) -> openai_usage.Page:

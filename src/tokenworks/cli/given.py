@@ -8,8 +8,9 @@ from pathlib import Path
 
 from tokenworks.core.clock import WallClock
 from tokenworks.core.errors import BadRequest
+from tokenworks.core.files import write_private
 from tokenworks.core.units import parse, parse_money
-from tokenworks.datadir import currency_of, data_directory, write_private
+from tokenworks.datadir import currency_of, data_directory
 from tokenworks.exchange.exports.sold import nanos
 
 

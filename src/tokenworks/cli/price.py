@@ -51,13 +51,10 @@ def price_show(model: str | None = None, /, *, at: str | None = None, file: Path
     at_ns = WallClock().now_ns() if at is None else given.instant_ns(at)
     now, change_ns = prices.at(at_ns), prices.next_change_ns(at_ns)
     head = {
-        "prices_of": whose,
-        "at": utc_text(at_ns),
-        "rate_card": now.rate_card,
-        "price_book": now.price_book,
+        "prices_of": whose, "at": utc_text(at_ns), "rate_card": now.rate_card, "price_book": now.price_book,
         "next_change": out.when(change_ns),
         "signed_by": {name: signature.public_key for name, signature in prices.signatures.items()},
-    }
+    }  # fmt: skip
     models = [model] if model else sorted({*now.rates, *now.prices, *(m for c in now.classes.values() for m in c)})
     shown: list[RenderableType] = [Text(f"{name:12} {value or '-'}") for name, value in head.items()]
     lines = []

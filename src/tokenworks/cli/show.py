@@ -206,14 +206,9 @@ def _per_million(found: dict[str, Any]) -> dict[str, Any]:
     earned = found["revenue_nano"] * MJ_PER_KWH // meter_mj if meter_mj else None
     paid = bill * MJ_PER_KWH // meter_mj if meter_mj and bill is not None else None
     return {
-        "total_nano": total,
-        "total_nano_per_mtok": per_mtok(total),
-        "meter_mj_per_mtok": per_mtok(meter_mj),
-        "carbon_ug_per_mtok": per_mtok(found["carbon_ug"]),
-        "revenue_nano_per_mtok": per_mtok(found["revenue_nano"]),
-        "stu": found["ustu"] / MICRO,
-        "tokens_per_kwh": tokens * MJ_PER_KWH / meter_mj if meter_mj else None,
-        "earned_nano_per_kwh": earned,
-        "paid_nano_per_kwh": paid,
+        "total_nano": total, "total_nano_per_mtok": per_mtok(total), "meter_mj_per_mtok": per_mtok(meter_mj),
+        "carbon_ug_per_mtok": per_mtok(found["carbon_ug"]), "revenue_nano_per_mtok": per_mtok(found["revenue_nano"]),
+        "stu": found["ustu"] / MICRO, "tokens_per_kwh": tokens * MJ_PER_KWH / meter_mj if meter_mj else None,
+        "earned_nano_per_kwh": earned, "paid_nano_per_kwh": paid,
         "earned_over_paid_per_kwh": earned / paid if earned is not None and paid else None,
-    }
+    }  # fmt: skip

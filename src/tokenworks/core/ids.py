@@ -7,6 +7,8 @@ import hmac
 import secrets
 from collections.abc import Callable
 
+from tokenworks.core.errors import BadRequest
+
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = [first + second for first in _CROCKFORD for second in _CROCKFORD]
 _DRAW_BYTES = 2_560
@@ -14,6 +16,7 @@ Entropy = Callable[[int], bytes]
 """Returns that many random bytes."""
 random_bytes: Entropy = secrets.token_bytes
 """The live source."""
+NAME_CHARACTERS_MAX = 64
 
 
 def _base32(value: int, length: int) -> str:
@@ -79,3 +82,10 @@ def key_hash(key: str) -> bytes:
 def same_hash(a: bytes, b: bytes) -> bool:
     """Compare in constant time."""
     return hmac.compare_digest(a, b)
+
+
+def check_name(text: str, what: str) -> str:
+    """The text, when it can be an id. Raises BadRequest."""
+    if not text or len(text) > NAME_CHARACTERS_MAX or not all(c.isalnum() or c in "-_." for c in text):
+        raise BadRequest(f"{text!r} is not a name for {what}", hint="1 to 64 letters, digits, '-', '_' or '.'")
+    return text

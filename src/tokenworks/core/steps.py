@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
-from tokenworks.core.tasks import AskTask, TaskWait, taken_over
+from tokenworks.core.tasks import AskTask, TaskWait, cancel_task, taken_over
 
 _stepping: list[Steps] = []
 """The one that goes on now is the last; those before it are further up the same stack."""
@@ -92,13 +92,12 @@ class Steps:
                 self._task = asyncio.get_running_loop().create_task(taken_over(self._coroutine, asked))
                 self._task.add_done_callback(self._task_ended)
                 if self._cancelled:
-                    self._task.cancel()
+                    self.cancel()
             else:
                 self.waits_for = asked
-                if asked.done or self._cancelled:  # it came before the coroutine did, from further up the stack
-                    self.waits_for = None
-                    asked.set(asyncio.CancelledError() if self._cancelled else None)
-                    self.go()
+                if self._cancelled:
+                    self._cancelled = False
+                    asked.set(asyncio.CancelledError())
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._ended(asyncio.CancelledError() if task.cancelled() else task.exception())
@@ -106,7 +105,7 @@ class Steps:
     def cancel(self, msg: object = None) -> None:
         """As a task's: CancelledError where it waits. Nothing happens after the end."""
         if self._task is not None:
-            self._task.cancel(msg)
+            cancel_task(self._task, msg)
         elif self.waits_for is not None:
             self.waits_for.set(asyncio.CancelledError(msg))
         else:

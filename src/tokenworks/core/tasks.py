@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Generator
+from inspect import GEN_CREATED, getgeneratorstate
 from types import coroutine
 from typing import Any
 
@@ -50,10 +51,17 @@ def taken_over(running: Coroutine[Any, Any, None], asked: object) -> Generator[A
             yield asked
             break
         except BaseException as error:
-            if isinstance(asked, asyncio.Future) and asked.done():
-                break  # it raises that itself
             try:
                 asked = running.throw(error)
             except StopIteration:
                 return
     yield from running
+
+
+def cancel_task(task: asyncio.Task[None], msg: object) -> None:
+    """Of ``taken_over``. Once it has begun: a task that is cancelled before never tells its coroutine."""
+    rest: Any = task.get_coro()
+    if getgeneratorstate(rest) == GEN_CREATED:
+        task.get_loop().call_soon(task.cancel, msg)
+    else:
+        task.cancel(msg)

@@ -33,57 +33,24 @@ NS_PER_S = 1_000_000_000
 NS_PER_MS = 1_000_000
 NS_PER_US = 1_000
 
-_SCALES: dict[str, dict[str, Fraction]] = {
-    "power": {  # -> milliwatts
-        "mW": Fraction(1),
-        "W": Fraction(1_000),
-        "kW": Fraction(1_000_000),
-        "MW": Fraction(1_000_000_000),
-        "GW": Fraction(1_000_000_000_000),
+_SCALES: dict[str, dict[str, int]] = {  # -> the smallest unit
+    "power": {"mW": 1, "W": 10**3, "kW": 10**6, "MW": 10**9, "GW": 10**12},
+    "energy": {"mJ": 1, "J": 10**3, "Wh": 3_600_000, "kWh": MJ_PER_KWH, "MWh": 1_000 * MJ_PER_KWH},
+    "time": {
+        "ns": 1,
+        "us": NS_PER_US,
+        "ms": NS_PER_MS,
+        "s": NS_PER_S,
+        "min": 60 * NS_PER_S,
+        "m": 60 * NS_PER_S,
+        "h": 3_600 * NS_PER_S,
+        "d": 86_400 * NS_PER_S,
+        "year": 31_557_600 * NS_PER_S,
     },
-    "energy": {  # -> millijoules
-        "mJ": Fraction(1),
-        "J": Fraction(1_000),
-        "Wh": Fraction(3_600_000),
-        "kWh": Fraction(3_600_000_000),
-        "MWh": Fraction(3_600_000_000_000),
-    },
-    "time": {  # -> nanoseconds
-        "ns": Fraction(1),
-        "us": Fraction(1_000),
-        "ms": Fraction(1_000_000),
-        "s": Fraction(1_000_000_000),
-        "min": Fraction(60_000_000_000),
-        "m": Fraction(60_000_000_000),
-        "h": Fraction(3_600_000_000_000),
-        "d": Fraction(86_400_000_000_000),
-        "year": Fraction(31_557_600_000_000_000),
-    },
-    "memory": {  # -> bytes
-        "B": Fraction(1),
-        "kB": Fraction(1_000),
-        "MB": Fraction(1_000_000),
-        "GB": Fraction(1_000_000_000),
-        "TB": Fraction(1_000_000_000_000),
-        "KiB": Fraction(1 << 10),
-        "MiB": Fraction(1 << 20),
-        "GiB": Fraction(1 << 30),
-    },
-    "mass": {  # -> micrograms
-        "g": Fraction(1_000_000),
-        "kg": Fraction(1_000_000_000),
-        "t": Fraction(1_000_000_000_000),
-    },
-    "carbon": {  # -> micrograms per kWh
-        "g/kWh": Fraction(1_000_000),
-        "kg/kWh": Fraction(1_000_000_000),
-        "kg/MWh": Fraction(1_000_000),
-    },
-    "stu": {  # -> micro-STU
-        "STU": Fraction(1_000_000),
-        "kSTU": Fraction(1_000_000_000),
-        "MSTU": Fraction(1_000_000_000_000),
-    },
+    "memory": {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30},
+    "mass": {"g": 10**6, "kg": 10**9, "t": 10**12},
+    "carbon": {"g/kWh": 10**6, "kg/kWh": 10**9, "kg/MWh": 10**6},
+    "stu": {"STU": MICRO, "kSTU": 1_000 * MICRO, "MSTU": 10**6 * MICRO},
 }
 _PER: dict[str, int] = {"kWh": 1, "MWh": 1_000, "Mtok": 1, "tok": -1_000_000, "s": 1, "h": 3_600, "kg": 1, "t": 1_000}
 _TEXT_MAX = 64

@@ -12,7 +12,7 @@ from importlib.resources import files
 
 import msgspec
 
-from tokenworks.core.errors import NotFound, nearest
+from tokenworks.core.errors import NotFound, did_you_mean
 from tokenworks.core.words import Word
 
 
@@ -59,11 +59,8 @@ def accelerator(id: str) -> Accelerator:  # noqa: A002 - it is the id of the row
     """The row with this id. Raises NotFound, naming the nearest id."""
     found = catalogue().get(id)
     if found is None:
-        near = nearest(id, catalogue())
-        raise NotFound(
-            f"no accelerator {id!r} in the catalogue",
-            hint=f"did you mean {near!r}?" if near else "known: " + ", ".join(sorted(catalogue())),
-        )
+        hint = did_you_mean(id, catalogue(), "known: " + ", ".join(sorted(catalogue())))
+        raise NotFound(f"no accelerator {id!r} in the catalogue", hint=hint)
     return found
 
 

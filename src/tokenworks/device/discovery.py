@@ -48,6 +48,7 @@ class Device(Word, frozen=True):
     """Of the whole device, that is of the threads above."""
     cost_nano_per_hour: Sourced | None
     """Straight-line depreciation of the whole device; None: unknown, or its price is in another currency."""
+    embodied_ug_per_hour: int | None = None
     uuid: str | None = None
     """Stays with the card when it moves; of an accelerator without one its place on the bus."""
     visible: dict[str, str] = {}
@@ -103,23 +104,16 @@ def discover(
     row_id, name, vendor = _identify(_first_fields(cpuinfo))
     row = catalogue().get(row_id or "")
     threads = min([max(1, usable_threads()), *_cpu_quotas(read)])
-    return [
-        Device(
-            id="cpu0",
-            catalogue_id=row.id if row else None,
-            name=name,
-            vendor=vendor,
-            kind=CPU,
-            threads=threads,
-            memory_bytes=min([memory, *_memory_limits(read)]),
-            idle_mw=_power(row, row.idle_mw_per_thread, threads) if row else None,
-            max_mw=_power(row, row.max_mw_per_thread, threads) if row else None,
-            cost_nano_per_hour=_cost(row, threads) if row and currency == "USD" else None,
-            cores=_cores(cpuinfo),
-            cache_bytes=_cache(read, names),
-            energy_counters=tuple(path for path in _rapl(names) if read(path) is not None),
-        )
-    ]
+    found = Device(
+        id="cpu0", catalogue_id=row.id if row else None, name=name, vendor=vendor, kind=CPU, threads=threads,
+        memory_bytes=min([memory, *_memory_limits(read)]),
+        idle_mw=_power(row, row.idle_mw_per_thread, threads) if row else None,
+        max_mw=_power(row, row.max_mw_per_thread, threads) if row else None,
+        cost_nano_per_hour=_cost(row, threads) if row and currency == "USD" else None, cores=_cores(cpuinfo),
+        cache_bytes=_cache(read, names),
+        energy_counters=tuple(path for path in _rapl(names) if read(path) is not None),
+    )  # fmt: skip
+    return [found]
 
 
 def _cores(cpuinfo: str) -> int | None:

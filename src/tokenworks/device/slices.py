@@ -34,6 +34,7 @@ class Slice(Booked, frozen=True):
     """Power drawn above idle when fully busy."""
     power: Provenance
     cost_nano_per_hour: int | None
+    embodied_ug_per_hour: int | None = None
     """None: unknown."""
 
 
@@ -66,7 +67,7 @@ def cut(device: Device, threads: int, memory_bytes: int, taken: Sequence[Booked]
     _must_fit(device, "bytes of memory", memory_bytes, device.memory_bytes - sum(s.memory_bytes for s in others))
     numbers = {s.id for s in others}
     id_ = next(each for n in range(len(others) + 1) if (each := f"{device.id}/{n}") not in numbers)
-    idle, most, cost = device.idle_mw, device.max_mw, device.cost_nano_per_hour
+    idle, most, cost, embodied = device.idle_mw, device.max_mw, device.cost_nano_per_hour, device.embodied_ug_per_hour
     if idle is None or most is None:
         return Booked(id=id_, device=device.id, threads=threads, memory_bytes=memory_bytes)
     return Slice(
@@ -78,6 +79,7 @@ def cut(device: Device, threads: int, memory_bytes: int, taken: Sequence[Booked]
         busy_mw=max(0, most.value - idle.value) * threads // device.threads,
         power=most.provenance if most.provenance == idle.provenance else Provenance.MODELLED,
         cost_nano_per_hour=None if cost is None else cost.value * threads // device.threads,
+        embodied_ug_per_hour=None if embodied is None else embodied * threads // device.threads,
     )
 
 

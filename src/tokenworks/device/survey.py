@@ -95,7 +95,7 @@ def _ask(vendor: Vendor, on_bus: int, run: Run) -> tuple[list[Device], list[Find
         if way.on_bus_only and not on_bus:
             continue
         ran = [run(command) for command in way.commands]
-        tool = way.commands[-1][-1].rpartition(".")[2] if way.commands[-1][0] == "python" else way.commands[-1][0]
+        tool = way.commands[-1][0]
         troubles = list(dict.fromkeys(each.trouble for each in ran if each.trouble))
         absent = absent and all(each.absent for each in ran)
         outputs = [each.out for each in ran if each.out.strip()]
@@ -142,22 +142,14 @@ def _device(vendor: Vendor, raw: Raw, source: str) -> Device | None:
     uuid = next((raw[key] for key in ("uuid", "bus") if re.fullmatch(r"[\w:.-]{3,80}", raw.get(key, ""))), None)
     idle, board, sheet = (row.idle_mw, row.board_mw, f"{row.id}; {row.source}") if row else (None, None, "")
     return Device(
-        id=f"{vendor.prefix}{raw['index']}",
-        catalogue_id=row.id if row else None,
-        name=name,
-        vendor=vendor.name,
-        kind=vendor.kind,
-        threads=WHOLE,
-        memory_bytes=memory,
-        idle_mw=_said(idle, Provenance.LISTED, sheet),
+        id=f"{vendor.prefix}{raw['index']}", catalogue_id=row.id if row else None, name=name, vendor=vendor.name,
+        kind=vendor.kind, threads=WHOLE, memory_bytes=memory, idle_mw=_said(idle, Provenance.LISTED, sheet),
         max_mw=_said(limit or board, Provenance.LISTED, f"power limit {source}" if limit else sheet),
-        cost_nano_per_hour=None,
-        uuid=uuid,
+        cost_nano_per_hour=None, uuid=uuid,
         visible={vendor.visible: uuid if vendor.by_uuid and uuid else raw["index"]},
-        memory_used_bytes=_whole(raw.get("used"), 1 << 20, memory),
-        busy_permille=_whole(raw.get("busy"), 10, 1_000),
+        memory_used_bytes=_whole(raw.get("used"), 1 << 20, memory), busy_permille=_whole(raw.get("busy"), 10, 1_000),
         power_mw=_said(_whole(raw.get("power"), 1_000, POWER_MW_MAX), Provenance.MEASURED, source),
-    )
+    )  # fmt: skip
 
 
 def _said(value: int | None, provenance: Provenance, source: str) -> Sourced | None:

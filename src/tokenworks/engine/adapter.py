@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
 
+from tokenworks.core.errors import EngineDown
 from tokenworks.core.words import Request, Usage, Word
 
 
@@ -68,22 +70,18 @@ class TokenStream(Protocol):
     @property
     def chunks(self) -> int:
         """Events so far that carried output."""
-        ...
 
     @property
     def usage(self) -> Usage | None:
         """The last report."""
-        ...
 
     @property
     def timing(self) -> Timing | None:
         """What the engine measured, once it has said so."""
-        ...
 
     @property
     def held(self) -> Sequence[bytes]:
         """Events at the end that wait until the books have the usage they report."""
-        ...
 
     async def relay(self, sink: Callable[[bytes], None], chunks_max: int) -> bool:
         """Hand whole events to ``sink`` until the end (True), or until so many chunks have come (False).
@@ -91,19 +89,15 @@ class TokenStream(Protocol):
         The sink is called inside the socket's callback and must not wait; one that cannot take more calls ``pause``.
         Raises EngineFailed when the engine reports an error or the stream breaks off before its end mark.
         """
-        ...
 
     def pause(self) -> None:
         """The client is slow: read no more of the engine's socket."""
-        ...
 
     def resume(self) -> None:
         """The client has caught up."""
-        ...
 
     async def abort(self) -> None:
         """Close the connection at once; no effect after the end."""
-        ...
 
 
 class Adapter(Protocol):
@@ -115,11 +109,9 @@ class Adapter(Protocol):
         Raises ContextTooLong or BadRequest for the client's mistakes, EngineDown when nothing was done (another
         replica can be asked), EngineFailed otherwise.
         """
-        ...
 
     async def complete(self, request: Request) -> Completion:
         """The whole answer at once. Raises as ``stream``."""
-        ...
 
     async def count_input(self, request: Request) -> int | None:
         """Exact number of prompt tokens, where the engine can say so without making any."""
@@ -131,7 +123,6 @@ class Adapter(Protocol):
 
     async def close(self) -> None:
         """Close all connections; streams in the middle break."""
-        ...
 
 
 class Engine(Adapter, Protocol):
@@ -152,3 +143,34 @@ class Engine(Adapter, Protocol):
     def heard(self) -> int | None:
         """Bytes of the answers that are awaited now: while it stays the same the engine is silent. None: none is."""
         return None
+
+
+class Nap(Adapter):
+    """Of a replica that sleeps: the first request wakes it, and all that come meanwhile wait together, no more than the
+    replica's own count allows. To be asked for its health, it is not woken."""
+
+    def __init__(self) -> None:
+        self.wanted = asyncio.Event()
+        """A request has come."""
+        self._over: asyncio.Future[Adapter | None] = asyncio.get_running_loop().create_future()
+
+    def end(self, adapter: Adapter | None) -> None:
+        """It is awake and speaks through this; None: it could not be woken."""
+        if not self._over.done():
+            self._over.set_result(adapter)
+
+    async def _awake(self) -> Adapter:
+        self.wanted.set()
+        adapter = await asyncio.shield(self._over)
+        if adapter is None:
+            raise EngineDown("The replica slept and could not be woken.")
+        return adapter
+
+    async def stream(self, request: Request) -> TokenStream:
+        return await (await self._awake()).stream(request)
+
+    async def complete(self, request: Request) -> Completion:
+        return await (await self._awake()).complete(request)
+
+    async def close(self) -> None:
+        self.end(None)

@@ -7,13 +7,14 @@ back; what Messages cannot express is refused rather than dropped. Source: Anthr
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from tokenworks.core.errors import BadRequest, TokenworksError
 from tokenworks.core.words import Request
 from tokenworks.engine.adapter import Completion
 from tokenworks.engine.events import MessagesReader, Reader
-from tokenworks.engine.http import CONNECTIONS_MAX
 from tokenworks.engine.openai_compatible import OpenAICompatible, renamed
 from tokenworks.engine.translate import ChatReader, to_chat, to_messages
 
@@ -27,29 +28,20 @@ class _Count(msgspec.Struct):
 class Anthropic(OpenAICompatible):
     """The cloud behind a key."""
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        api_key: str | None = None,
-        upstream_model: str | None = None,
-        connections_max: int = CONNECTIONS_MAX,
-    ) -> None:
-        super().__init__(url, api_key=api_key, upstream_model=upstream_model, connections_max=connections_max)
+    _health_path = "/v1/models"
+
+    def __init__(self, url: str, **settings: Any) -> None:
+        super().__init__(url, **settings)
         self._limited = True
-        self._health_path = "/v1/models"
         self._heads = dict.fromkeys(self._heads, self._heads["messages"])
 
     def credentials(self, api_key: str) -> list[tuple[str, str]]:
-        """See ``OpenAICompatible.credentials``."""
         return [("x-api-key", api_key), ("anthropic-version", VERSION)]
 
     def reader(self, request: Request) -> Reader:
-        """See ``OpenAICompatible.reader``."""
         return MessagesReader() if request.endpoint == "messages" else ChatReader(request)
 
     def body_for(self, request: Request) -> bytes:
-        """See ``OpenAICompatible.body_for``."""
         if request.endpoint == "messages":
             return super().body_for(request)
         if request.endpoint != "chat":
@@ -60,7 +52,6 @@ class Anthropic(OpenAICompatible):
             raise BadRequest(f"the request is not one of chat: {error!r}") from None
 
     async def complete(self, request: Request) -> Completion:
-        """See ``Adapter.complete``."""
         if request.endpoint != "chat":
             return await super().complete(request)
         asked = msgspec.structs.replace(request, endpoint="messages", body=self.body_for(request))

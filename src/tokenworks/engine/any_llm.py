@@ -23,12 +23,9 @@ from tokenworks.engine.usage import read
 
 _STATUS = {
     "RateLimitError": 429,
-    "AuthenticationError": 401,
-    "MissingApiKeyError": 401,
     "ModelNotFoundError": 404,
-    "ContextLengthExceededError": 400,
-    "InvalidRequestError": 400,
-    "UnsupportedParameterError": 400,
+    **dict.fromkeys(("AuthenticationError", "MissingApiKeyError"), 401),
+    **dict.fromkeys(("ContextLengthExceededError", "InvalidRequestError", "UnsupportedParameterError"), 400),
 }
 _OURS = ("model", "stream")
 
@@ -51,11 +48,9 @@ class AnyLLM(Engine):
         self._model = model
 
     async def stream(self, request: Request) -> ChunkStream:
-        """See ``Adapter.stream``."""
         return ChunkStream(aiter(await self._ask(request)))
 
     async def complete(self, request: Request) -> Completion:
-        """See ``Adapter.complete``."""
         answer = await self._ask(request)
         if not getattr(answer, "choices", None):
             raise EngineFailed("The provider's answer has no choices.")
@@ -94,7 +89,6 @@ class ChunkStream:
         self.held: list[bytes] = []
 
     async def relay(self, sink: Callable[[bytes], None], chunks_max: int) -> bool:
-        """See ``TokenStream.relay``."""
         while self.chunks < chunks_max:
             await self._flowing.wait()
             try:
@@ -117,15 +111,12 @@ class ChunkStream:
         return False
 
     def pause(self) -> None:
-        """See ``TokenStream.pause``."""
         self._flowing.clear()
 
     def resume(self) -> None:
-        """See ``TokenStream.resume``."""
         self._flowing.set()
 
     async def abort(self) -> None:
-        """See ``TokenStream.abort``."""
         close = getattr(self._chunks, "aclose", None)
         if close is not None:
             with contextlib.suppress(Exception):

@@ -13,9 +13,8 @@ from tokenworks.core.errors import EngineDown, EngineFailed, TokenworksError
 from tokenworks.core.units import NS_PER_S
 from tokenworks.core.words import Request, Word
 from tokenworks.device.slices import Took, overrun
-from tokenworks.engine.adapter import Adapter, Engine
+from tokenworks.engine.adapter import Adapter, Engine, Nap
 from tokenworks.engine.adapters import adapter_for
-from tokenworks.engine.nap import Nap
 from tokenworks.engine.record import FAILED_MAX, Replica
 from tokenworks.engine.replica import State, came_up, fell_asleep, may_start, started, stopped, went_down
 from tokenworks.engine.watch import Doubt, Idleness, Silence
@@ -189,7 +188,8 @@ class _Life:
                 replica.heard(None)
             self._awake(held.engine, began_ns if self._driver.owns else None)
             while True:
-                done, _ = await asyncio.wait({ended}, timeout=self._every_s)
+                every_s = self._pace.health_s if self._driver.owns else self._pace.external_s
+                done, _ = await asyncio.wait({ended}, timeout=every_s)
                 if done:
                     raise EngineDown(ended.result())
                 if replica.life.state is State.FAILED:
@@ -205,10 +205,6 @@ class _Life:
             replica.took = replica.load = None
             # Shielded: a cancelled driver still leaves no process and no socket behind.
             await asyncio.shield(_end(held, self._pace.stop_s))
-
-    @property
-    def _every_s(self) -> float:
-        return self._pace.health_s if self._driver.owns else self._pace.external_s
 
     async def _healthy(self, engine: Engine, ended: asyncio.Task[str]) -> None:
         """Wait for the first good health check; an engine that is not ours is asked once."""
@@ -334,7 +330,6 @@ class ExternalDriver(Driver):
     owns = False
 
     async def begin(self, replica: Replica) -> Held:
-        """See ``Driver.begin``."""
         held = Held()
         held.engine = adapter_for(replica)
         return held

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from tokenworks.core.clock import Clock
 from tokenworks.engine.drivers import Driver, ExternalDriver, Pace
-from tokenworks.engine.embedded import EmbeddedDriver
+from tokenworks.engine.local import EmbeddedDriver, ProcessDriver
 from tokenworks.engine.on_ray import RayDriver
-from tokenworks.engine.process import ProcessDriver
 from tokenworks.engine.pull import Report
 from tokenworks.engine.record import Replica
 from tokenworks.engine.replica import ReplicaSpec

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 
 from tokenworks.core.errors import EngineDown, EngineFailed
 from tokenworks.core.steps import in_task
-from tokenworks.engine.wire import Connection, NothingCame, Response
+from tokenworks.engine.reports import NothingCame
+from tokenworks.engine.wire import Connection, Response
 
 __all__ = ["Headers", "Pool", "Response", "next_block", "read"]
 

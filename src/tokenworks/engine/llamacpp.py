@@ -118,15 +118,7 @@ class LlamaCpp(OpenAICompatible):
     """The adapter of the embedded engine, and of any llama-server."""
 
     def reader(self, request: Request) -> Reader:
-        """See ``OpenAICompatible.reader``."""
         return LlamaReader(request) if request.endpoint in ("chat", "text") else super().reader(request)
-
-    async def healthy(self) -> bool:
-        """``GET /health``: 503 while the model loads."""
-        try:
-            return (await self.control("GET", "/health"))[0] == 200
-        except TokenworksError:
-            return False
 
     async def load(self) -> Load | None:
         """See ``Engine.load``: ``GET /metrics``, and how full the busy slots are. None where metrics are off."""

@@ -8,9 +8,8 @@ from collections.abc import Iterable
 from tokenworks.core.clock import Clock
 from tokenworks.core.words import Word
 from tokenworks.device.slices import Took
-from tokenworks.engine.adapter import Engine, Load
+from tokenworks.engine.adapter import Engine, Load, Nap
 from tokenworks.engine.adapters import adapter_for
-from tokenworks.engine.nap import Nap
 from tokenworks.engine.record import FAILED_MAX, Address, Replica
 from tokenworks.engine.replica import Life, ReplicaSpec, State, went_down
 

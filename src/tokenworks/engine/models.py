@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from tokenworks.core.errors import UnknownModel, nearest
+from tokenworks.core.errors import UnknownModel, did_you_mean
 from tokenworks.core.words import Word
 
 
@@ -50,8 +50,5 @@ def model_named(name: str) -> Model:
     known = catalogue()
     if name in known:
         return known[name]
-    near = nearest(name, known)
-    raise UnknownModel(
-        f"the catalogue has no model {name!r}",
-        hint=f"did you mean {near!r}?" if near else "it has " + ", ".join(sorted(known)),
-    )
+    hint = did_you_mean(name, known, "it has " + ", ".join(sorted(known)))
+    raise UnknownModel(f"the catalogue has no model {name!r}", hint=hint)

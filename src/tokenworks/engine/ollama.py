@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tokenworks.core.errors import EngineDown, EngineFailed, TokenworksError
+from tokenworks.core.errors import EngineDown, EngineFailed
 from tokenworks.engine.adapter import Load
 from tokenworks.engine.openai_compatible import OpenAICompatible
 
@@ -25,12 +25,8 @@ class _Loaded(msgspec.Struct):
 class Ollama(OpenAICompatible):
     """Any Ollama server; tokens go through its OpenAI-compatible routes."""
 
-    async def healthy(self) -> bool:
-        """``GET /api/version``: the server is up. Its model loads with the first request, or by ``wake``."""
-        try:
-            return (await self.control("GET", "/api/version"))[0] == 200
-        except TokenworksError:
-            return False
+    _health_path = "/api/version"
+    """The server is up. Its model loads with the first request, or by ``wake``."""
 
     async def load(self) -> Load | None:
         """See ``Engine.load``: ``GET /api/ps``."""

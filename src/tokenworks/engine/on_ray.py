@@ -22,7 +22,7 @@ from tokenworks.engine.adapter import Engine
 from tokenworks.engine.adapters import adapter_for
 from tokenworks.engine.drivers import Driver, Held
 from tokenworks.engine.llamacpp_child import Ready
-from tokenworks.engine.process import MODULE, orders_of
+from tokenworks.engine.local import LIFELINE, orders_of
 from tokenworks.engine.record import Replica
 
 THREADS = 2
@@ -37,7 +37,7 @@ class OnNode:
     def start(self, orders: bytes) -> int | None:
         """Where the engine was told to listen; None: it ended instead."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", MODULE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-m", LIFELINE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -103,7 +103,6 @@ class RayDriver(Driver):
     _joined = False
 
     async def run(self, replica: Replica) -> None:
-        """See ``Driver.run``."""
         self._users += 1
         try:
             await super().run(replica)

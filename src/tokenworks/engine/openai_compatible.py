@@ -9,7 +9,7 @@ import msgspec
 
 from tokenworks.core.errors import EngineDown, EngineFailed, TokenworksError
 from tokenworks.core.words import Endpoint, Request
-from tokenworks.engine.adapter import Completion, Load
+from tokenworks.engine.adapter import Completion, Engine, Load
 from tokenworks.engine.event import decoded
 from tokenworks.engine.events import MessagesReader, Reader, Relay, ResponsesReader, Sink
 from tokenworks.engine.http import CONNECTIONS_MAX, Headers, Pool, Response, read
@@ -35,19 +35,19 @@ class Stream(Relay):
     """A TokenStream over one HTTP answer."""
 
     async def relay(self, sink: Sink, chunks_max: int) -> bool:
-        """See ``TokenStream.relay``."""
         self.begin(sink, chunks_max)
         while (over := self.over()) is None:
             await self.more()
         return over
 
     async def abort(self) -> None:
-        """See ``TokenStream.abort``."""
         self.give_up()
 
 
-class OpenAICompatible:
+class OpenAICompatible(Engine):
     """The generic adapter: a URL, perhaps a key, perhaps another name for the model."""
+
+    _health_path = "/health"
 
     def __init__(
         self,
@@ -79,10 +79,8 @@ class OpenAICompatible:
             parts.hostname, port, connections_max=CONTROL_CONNECTIONS_MAX, headers=headers, tls=tls,
             connect_s=CONTROL_S, first_byte_s=CONTROL_S, idle_s=CONTROL_S,
         )  # fmt: skip
-        self._health_path = "/health"
 
     async def stream(self, request: Request) -> Stream:
-        """See ``Adapter.stream``."""
         response = await self._pool.ask(self._heads[request.endpoint], self.body_for(request))
         if response.status != 200:
             raise await self._refused(response)
@@ -94,7 +92,6 @@ class OpenAICompatible:
         return Stream(response, self.reader(request))
 
     async def complete(self, request: Request) -> Completion:
-        """See ``Adapter.complete``."""
         response = await self._pool.ask(self._heads[request.endpoint], self.body_for(request))
         if response.status != 200:
             raise await self._refused(response)
@@ -106,23 +103,11 @@ class OpenAICompatible:
             raise EngineFailed("The engine's answer has no choices.")
         return Completion(body=body, usage=reader.usage(event), timing=reader.timing(event))
 
-    async def count_input(self, request: Request) -> int | None:
-        """OpenAI's protocol has no way to ask."""
-        return None
-
     async def load(self) -> Load | None:
         """See ``Engine.load``: what the provider's rate limit leaves, as of the last answer."""
         return self._room
 
-    async def sleep(self) -> bool:
-        """See ``Engine.sleep``: OpenAI's protocol has no way to ask for it."""
-        return False
-
-    async def wake(self) -> None:
-        """See ``Engine.wake``."""
-
     def heard(self) -> int | None:
-        """See ``Engine.heard``."""
         return self._pool.heard()
 
     def credentials(self, api_key: str) -> list[tuple[str, str]]:
@@ -159,6 +144,13 @@ class OpenAICompatible:
         pool = self._pool if patient else self._control
         response = await pool.request(method, self._prefix + path, body, _JSON)
         return response.status, await read(response, COMPLETION_BYTES_MAX)
+
+    async def does(self, path: str, body: bytes = b"") -> bool:
+        """Whether the engine did what is asked of it by a POST that moves a model."""
+        try:
+            return (await self.control("POST", path, body, patient=True))[0] == 200
+        except EngineFailed:
+            return False
 
     async def asked(self, method: str, path: str, body: bytes = b"", *, patient: bool = False) -> bytes:
         """As ``control``; raises EngineFailed for any other answer than 200."""

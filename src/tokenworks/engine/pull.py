@@ -23,6 +23,7 @@ from typing import IO
 import msgspec
 
 from tokenworks.core.errors import EngineDown, Unreachable
+from tokenworks.core.files import write_private
 from tokenworks.engine.models import Model
 
 PULL_S_MAX = 1800
@@ -98,9 +99,7 @@ def _checked(model: Model, target: Path) -> bytes:
 
 
 def _mark(model: Model, target: Path) -> None:
-    part = target.with_name(f".{target.name}.{os.getpid()}.ok")
-    part.write_bytes(_checked(model, target))
-    part.replace(_marker(target))
+    write_private(_marker(target), _checked(model, target))
 
 
 def _sweep(cache: Path) -> None:

@@ -1,7 +1,7 @@
 """A replica's life: what it is meant to be, the states it goes through, and nothing that touches a process.
 
-        started          came_up          drain            stopped
-cold ------------> loading ------> ready ------> draining ---------> cold
+        started          came_up          stopped (from any state)
+cold ------------> loading ------> ready ------> cold
                       |              |  ^
                       +--went_down---+  +--came_up (a request woke it)-- asleep <--fell_asleep-- ready
                                      +--> failed --started (after a pause)--> loading
@@ -30,7 +30,6 @@ class State(StrEnum):
     COLD = "cold"
     LOADING = "loading"
     READY = "ready"
-    DRAINING = "draining"
     ASLEEP = "asleep"
     FAILED = "failed"
 
@@ -109,19 +108,12 @@ def started(life: Life, now_ns: int) -> Life:
 
 
 def came_up(life: Life, now_ns: int) -> Life:
-    """It answered a health check: ready, unless it is ready already or on its way out."""
-    if life.state in (State.READY, State.DRAINING):
-        return life
-    return msgspec.structs.replace(life, state=State.READY, since_ns=now_ns)
+    """It answered a health check: ready, unless it is ready already."""
+    return life if life.state is State.READY else msgspec.structs.replace(life, state=State.READY, since_ns=now_ns)
 
 
 def went_down(life: Life, now_ns: int) -> Life:
-    """It ended, stopped answering or could not be woken: failed, with a pause that doubles at each failure.
-
-    Draining: just cold.
-    """
-    if life.state is State.DRAINING:
-        return stopped(life, now_ns)
+    """It ended, stopped answering or could not be woken: failed, with a pause that doubles at each failure."""
     steady = life.state is State.READY and now_ns - life.since_ns >= STEADY_NS
     failures = 1 if steady else life.failures + 1
     # The exponent is bounded, or a replica that fails for years would make the number huge before min() sees it.
@@ -134,15 +126,6 @@ def fell_asleep(life: Life, now_ns: int) -> Life:
     if life.state is not State.READY:
         raise ValueError(f"a replica that is {life.state} cannot fall asleep")
     return msgspec.structs.replace(life, state=State.ASLEEP, since_ns=now_ns)
-
-
-def drain(life: Life, now_ns: int) -> Life:
-    """No new requests; what runs may end. One that is not ready has nothing to end and becomes cold."""
-    if life.state is State.DRAINING:
-        return life
-    if life.state is not State.READY:
-        return stopped(life, now_ns)
-    return msgspec.structs.replace(life, state=State.DRAINING, since_ns=now_ns)
 
 
 def stopped(life: Life, now_ns: int) -> Life:

@@ -15,6 +15,10 @@ MESSAGE_CHARS_MAX = 500
 _TOO_LONG = ("exceed_context_size_error", "context_length_exceeded")
 
 
+class NothingCame(EngineDown):
+    """The engine closed the connection without an answer."""
+
+
 class TooBusy(EngineDown):
     """The engine takes no more requests for the moment."""
 

@@ -57,12 +57,7 @@ class SGLang(OpenAICompatible):
 
     async def sleep(self) -> bool:
         """See ``Engine.sleep``. A server without the memory saver answers with an error."""
-        try:
-            status, _ = await self.control("POST", "/release_memory_occupation", b"{}", patient=True)
-        except EngineFailed:
-            return False
-        return status == 200
+        return await self.does("/release_memory_occupation", b"{}")
 
     async def wake(self) -> None:
-        """See ``Engine.wake``."""
         await self.asked("POST", "/resume_memory_occupation", b"{}", patient=True)

@@ -36,7 +36,7 @@ class Splitter:
         """Whole events one by one. Raises EngineFailed for one that is too large."""
         start = len(events) - len(events.lstrip(b"\r\n"))  # more line ends of the event before, which has gone
         found = [events[:start]] if start else []
-        for blank in _BLANK.finditer(events):
+        for blank in _BLANK.finditer(events, start):
             found.append(events[start : blank.end()])
             start = blank.end()
         if start < len(events):  # one more line end after a blank line

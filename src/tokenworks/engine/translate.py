@@ -176,7 +176,6 @@ class ChatReader(MessagesReader):
         return None
 
     def read(self, raw: bytes) -> Chunk | None:
-        """See ``Reader.read``."""
         chunk = super().read(raw)
         data = payload(raw)
         if chunk is None or not data:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tokenworks.core.errors import EngineFailed, TokenworksError
+from tokenworks.core.errors import TokenworksError
 from tokenworks.core.words import Request
 from tokenworks.engine.adapter import Load
 from tokenworks.engine.exposition import VLLM, load_of
@@ -41,12 +41,7 @@ class VLLMAdapter(OpenAICompatible):
 
     async def sleep(self) -> bool:
         """See ``Engine.sleep``. Without sleep mode the server answers 404, or 500 and stays awake."""
-        try:
-            status, _ = await self.control("POST", "/sleep?level=1", patient=True)
-        except EngineFailed:
-            return False
-        return status == 200
+        return await self.does("/sleep?level=1")
 
     async def wake(self) -> None:
-        """See ``Engine.wake``."""
         await self.asked("POST", "/wake_up", patient=True)

@@ -14,6 +14,7 @@ import httptools
 
 from tokenworks.core.errors import EngineDown, EngineFailed
 from tokenworks.core.steps import Waiter, wait
+from tokenworks.engine.reports import NothingCame
 
 DETACHED_S = 1.0
 """How long the end of an answer that nobody reads may take before its connection is given up."""
@@ -27,10 +28,6 @@ BY_BUFFER, BY_CLIENT, BY_HOLD = 1, 2, 4
 """Why a socket is not read: our buffer is full, the client is slow, the hold must grow first."""
 Taker = Callable[[list[bytes]], None]
 """Takes the body bytes of one packet, in as many pieces as HTTP cut them into."""
-
-
-class NothingCame(EngineDown):
-    """The engine closed the connection without an answer."""
 
 
 class Keeper(Protocol):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import msgspec
 
 from tokenworks.core.errors import LedgerRefused
+from tokenworks.exchange import words
 from tokenworks.exchange.command import Command
 from tokenworks.exchange.ledger import as_booked, count, post, step
 from tokenworks.exchange.log.writer import LogWriter
@@ -16,20 +17,8 @@ from tokenworks.exchange.settlement import DAY_NS, line_of
 from tokenworks.exchange.state import CLOSED, ENDED, Entry, Source, State
 from tokenworks.exchange.store import Store
 from tokenworks.exchange.store.fits import refuse_unstorable
-from tokenworks.exchange.words import (
-    AnyCommand,
-    CloseInterval,
-    EndEpoch,
-    ExtendHold,
-    GiveLease,
-    PlaceHold,
-    SetBudget,
-    Settle,
-    Settlement,
-    decode_command,
-)
 
-Decoded = AnyCommand | msgspec.DecodeError
+Decoded = words.AnyCommand | msgspec.DecodeError
 """A record of a journal: a command, or why it is none."""
 
 
@@ -56,7 +45,7 @@ class Touched:
 
     def add(self, command: Command, entries: list[Entry], source: Source) -> None:
         """Note what one command changed."""
-        if isinstance(command, PlaceHold | ExtendHold):
+        if isinstance(command, words.PlaceHold | words.ExtendHold):
             self.placed.add(command.receipt)
             return
         sums = self.sums
@@ -64,17 +53,17 @@ class Touched:
             key = book, account
             sums[key] = sums.get(key, 0) + amount
         match command:
-            case Settle(settlement=settled):
+            case words.Settle(settlement=settled):
                 self.settled.add(settled.receipt)
                 self.epochs.add(source)
                 self.leaves.add(settled.budget)
                 for burn in settled.burned:
                     self.grants.add(burn.grant)
-            case SetBudget(budget=budget):
+            case words.SetBudget(budget=budget):
                 self.leaves.add(budget.id)
-            case GiveLease() | EndEpoch():
+            case words.GiveLease() | words.EndEpoch():
                 self.epochs.add((command.writer, command.epoch))
-                if isinstance(command, EndEpoch):
+                if isinstance(command, words.EndEpoch):
                     self.ended[command.writer, command.epoch] = CLOSED if command.closed else ENDED
             case _:
                 self.grants.update(_grants_of(command))
@@ -104,29 +93,29 @@ class Batch:
             self._store.save_anomaly(*self._source, str(error), payload)
             return
         self.touched.add(command, entries, self._source)
-        if isinstance(command, Settle):
+        if isinstance(command, words.Settle):
             self._log.settled(command.settlement)
             if served := served_rows(self._state, command.settlement, entries):
                 self._store.write("save_served", served)
                 self._store.write("save_unstated", served)
-        elif not isinstance(command, PlaceHold):
+        elif not isinstance(command, words.PlaceHold):
             self._store.save_command(self._state, command)
-            if isinstance(command, CloseInterval):
+            if isinstance(command, words.CloseInterval):
                 self._log.metered(command.interval)
         if entries:
             self.txn += 1
             self._store.save_entries(self.txn, entries, moment_of(command))
 
-    def _as_booked(self, command: AnyCommand) -> AnyCommand:
+    def _as_booked(self, command: words.AnyCommand) -> words.AnyCommand:
         """A receipt is written once (the state forgets settled ones, the store does not); late ones charge nobody."""
-        if isinstance(command, Settle):
+        if isinstance(command, words.Settle):
             if self._source not in self._state.ended:
                 return command  # once it is settled it has no hold any more
             receipt = command.settlement.receipt
             if receipt in self.touched.settled:
                 raise LedgerRefused(f"{receipt} was settled already", hint="a hold is settled or voided once")
-            return Settle(settlement=as_booked(self._state, command.settlement, self._source))
-        if isinstance(command, PlaceHold) and command.receipt in self.touched.settled:
+            return words.Settle(settlement=as_booked(self._state, command.settlement, self._source))
+        if isinstance(command, words.PlaceHold) and command.receipt in self.touched.settled:
             raise LedgerRefused(f"{command.receipt} was settled already", hint="a receipt's id is used once")
         return command
 
@@ -159,15 +148,15 @@ def uncollected() -> Iterator[None]:
 def decoded(payload: bytes) -> Decoded:
     """The command, or why it is none."""
     try:
-        return decode_command(payload)
+        return words.decode_command(payload)
     except msgspec.DecodeError as error:
         return error
 
 
 def receipts_of(commands: list[Decoded]) -> list[str]:
     """Receipts that a batch settles or holds."""
-    held = [c.receipt for c in commands if isinstance(c, PlaceHold)]
-    return held + [c.settlement.receipt for c in commands if isinstance(c, Settle)]
+    held = [c.receipt for c in commands if isinstance(c, words.PlaceHold)]
+    return held + [c.settlement.receipt for c in commands if isinstance(c, words.Settle)]
 
 
 def _grants_of(command: Command) -> list[str]:
@@ -175,9 +164,9 @@ def _grants_of(command: Command) -> list[str]:
     return [] if grant is None else [grant if isinstance(grant, str) else grant.id]
 
 
-def moment_of(command: AnyCommand) -> int:
+def moment_of(command: words.AnyCommand) -> int:
     """When the lines of a command are dated, in nanoseconds since 1970."""
-    if isinstance(command, Settle):
+    if isinstance(command, words.Settle):
         return command.settlement.at_ns
     interval = getattr(command, "interval", None)
     grant = getattr(command, "grant", None)
@@ -185,7 +174,7 @@ def moment_of(command: AnyCommand) -> int:
     return int(getattr(command, "at_ns", 0) or at_ns)
 
 
-def served_rows(state: State, settled: Settlement, entries: list[Entry]) -> list[dict[str, object]]:
+def served_rows(state: State, settled: words.Settlement, entries: list[Entry]) -> list[dict[str, object]]:
     """A line for the statement of a pair of entities; what is all the operator's needs none."""
     found = line_of(state, settled, entries)
     if found is None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from tokenworks.core.errors import DataDirError
+from tokenworks.core.files import locked
 from tokenworks.exchange.journal import LIVE_DISK, journal_folder, prune, recover, segment_path
 from tokenworks.exchange.journal.frames import segments
 from tokenworks.exchange.state import Source
@@ -37,22 +37,19 @@ class Journals:
     """Raises DataDirError when another process has them."""
 
     def __init__(self, data: Path) -> None:
-        self._data = data
+        self._data, self._lock = data, ExitStack()
         self.damaged: dict[Source, str] = {}
         """Those that could not be made safe, and why. They are read on once somebody mended them."""
         try:
-            self._lock = os.open(data / "ledger.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock.enter_context(
+                locked(data / "ledger.lock", "another process keeps the books of this data directory")
+            )
         except OSError as error:
             raise DataDirError(f"cannot use {data}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.close()
-            raise DataDirError("another process keeps the books of this data directory") from None
 
     def close(self) -> None:
         """Let go of them."""
-        os.close(self._lock)
+        self._lock.close()
 
     def folder(self, source: Source) -> Path:
         """Where one lies."""

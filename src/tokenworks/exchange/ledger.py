@@ -35,38 +35,16 @@ import msgspec
 
 from tokenworks.core.errors import LedgerRefused
 from tokenworks.core.words import CORRECTABLE, Interval
+from tokenworks.exchange import words
 from tokenworks.exchange.calendar import window_start_ns
 from tokenworks.exchange.clearing_words import OPERATOR, ClearingCommand
 from tokenworks.exchange.grants import burn, end_grant, sell_grant
 from tokenworks.exchange.limits import add_key, give_lease, open_account, set_budget
 from tokenworks.exchange.settlement import DAY_NS, clear, home_of, note_served
 from tokenworks.exchange.state import BOOKS, LEDGER, Entry, Leased, Source, State, known, lines
-from tokenworks.exchange.words import (
-    AddKey,
-    AnyCommand,
-    BillPower,
-    CloseInterval,
-    DefinePackage,
-    DescribeSite,
-    EndEpoch,
-    EndGrant,
-    Entity,
-    ExtendHold,
-    GiveLease,
-    MarkRead,
-    OpenAccount,
-    PlaceHold,
-    RevokeKey,
-    SellGrant,
-    SetBudget,
-    SetEntity,
-    Settle,
-    Settlement,
-    Void,
-)
 
 
-def apply(state: State, command: AnyCommand, source: Source = LEDGER) -> list[Entry]:
+def apply(state: State, command: words.AnyCommand, source: Source = LEDGER) -> list[Entry]:
     """Change the state by one command and return its entries. Raises LedgerRefused and then changes nothing."""
     entries = step(state, command, source)
     count(state)
@@ -77,13 +55,15 @@ def apply(state: State, command: AnyCommand, source: Source = LEDGER) -> list[En
     return entries
 
 
-def step(state: State, command: AnyCommand, source: Source) -> list[Entry]:
+def step(state: State, command: words.AnyCommand, source: Source) -> list[Entry]:
     """``apply`` for one of many commands: at their end the caller must ``count``, and ``post`` the sums of entries."""
-    if isinstance(command, Settle):
+    if isinstance(command, words.Settle):
         return _settle(state, command.settlement, source)
-    if isinstance(command, PlaceHold | ExtendHold):
+    if isinstance(command, words.PlaceHold | words.ExtendHold):
         if source not in state.ended:  # otherwise what it settles will be the operator's loss
-            _place_hold(state, command, source) if isinstance(command, PlaceHold) else _extend_hold(state, command)
+            _place_hold(state, command, source) if isinstance(command, words.PlaceHold) else _extend_hold(
+                state, command
+            )
         return []
     count(state)
     return _step(state, command)
@@ -120,58 +100,58 @@ def post(state: State, sums: Mapping[tuple[str, str], int]) -> None:
         state.balances[key] = state.balances.get(key, 0) + amount
 
 
-def _step(state: State, command: AnyCommand) -> list[Entry]:
+def _step(state: State, command: words.AnyCommand) -> list[Entry]:
     match command:
-        case Void():
+        case words.Void():
             _release(state, command.receipt)
-        case CloseInterval():
+        case words.CloseInterval():
             return close_interval(state, command.interval)
-        case BillPower(site=site, what=what):
+        case words.BillPower(site=site, what=what):
             more = command.nano - state.bills.get((site, what), 0)
             state.bills[site, what] = command.nano
             part = ("money", f"cost/energy/{command.part}", more)
             return lines(part, ("money", f"payable/power/{command.supply}", -more))
-        case OpenAccount(account=account):
+        case words.OpenAccount(account=account):
             open_account(state, account)
-        case SetBudget():
+        case words.SetBudget():
             set_budget(state, command.budget, command.at_ns)
             state.ways.clear()
-        case AddKey():
+        case words.AddKey():
             add_key(state, command.key)
-        case RevokeKey():
+        case words.RevokeKey():
             known(command.key, "key", state.keys)
             key = state.keys[command.key]
             if key.revoked_ns is None:
                 state.keys[key.id] = msgspec.structs.replace(key, revoked_ns=command.at_ns)
-        case DefinePackage(package=package):
+        case words.DefinePackage(package=package):
             if package.size_ustu <= 0 or package.price_nano < 0:
                 raise LedgerRefused("a package has a size above 0 and a price of 0 or more")
             state.packages[package.code] = package
-        case SellGrant():
+        case words.SellGrant():
             return sell_grant(state, command.grant)
-        case EndGrant():
+        case words.EndGrant():
             return end_grant(state, command)
-        case SetEntity(entity=entity):
+        case words.SetEntity(entity=entity):
             if not 0 <= entity.fee_permille <= 1000:
                 raise LedgerRefused("a fee is 0 to 1000 permille")
             if entity.name == OPERATOR and not entity.own:
                 raise LedgerRefused(f"{OPERATOR!r} is the pool's operator itself")
             state.entities[entity.name] = entity
-        case DescribeSite(facts=facts):
+        case words.DescribeSite(facts=facts):
             state.sites[facts.site] = facts
         case ClearingCommand():
             return clear(state, command)
-        case GiveLease():
+        case words.GiveLease():
             give_lease(state, command)
-        case MarkRead():
+        case words.MarkRead():
             pass  # an order, not a change
-        case EndEpoch():
+        case words.EndEpoch():
             state.leases.pop((command.writer, command.epoch), None)
             state.ended.add((command.writer, command.epoch))
     return []
 
 
-def _place_hold(state: State, command: PlaceHold, source: Source) -> None:
+def _place_hold(state: State, command: words.PlaceHold, source: Source) -> None:
     known(command.budget, "budget", state.budgets)
     parts = [part.ustu for part in command.parts]
     if min(command.ustu, command.nano, *parts) < 0:
@@ -194,7 +174,7 @@ def _place_hold(state: State, command: PlaceHold, source: Source) -> None:
     _due(state, source, command, command.ustu, command.nano)
 
 
-def _due(state: State, source: Source, hold: PlaceHold, ustu: int, nano: int) -> list[int]:
+def _due(state: State, source: Source, hold: words.PlaceHold, ustu: int, nano: int) -> list[int]:
     """Hold so much more, to be counted."""
     key = source, hold.budget, hold.at_ns // DAY_NS
     due = state.due.get(key)
@@ -205,7 +185,7 @@ def _due(state: State, source: Source, hold: PlaceHold, ustu: int, nano: int) ->
     return due
 
 
-def _extend_hold(state: State, command: ExtendHold) -> None:
+def _extend_hold(state: State, command: words.ExtendHold) -> None:
     hold = state.holds.get(command.receipt)
     if hold is None:
         raise LedgerRefused(f"{command.receipt} has no open hold")
@@ -217,7 +197,7 @@ def _extend_hold(state: State, command: ExtendHold) -> None:
     _due(state, LEDGER, hold, command.ustu, command.nano)
 
 
-def _held(state: State, receipt: str) -> PlaceHold:
+def _held(state: State, receipt: str) -> words.PlaceHold:
     hold = state.holds.get(receipt)
     if hold is None:
         raise LedgerRefused(f"{receipt} has no open hold", hint="a hold is settled or voided once")
@@ -230,7 +210,7 @@ def _release(state: State, receipt: str) -> None:
     _due(state, LEDGER, hold, -hold.ustu, -hold.nano)
 
 
-def as_booked(state: State, settled: Settlement, source: Source) -> Settlement:
+def as_booked(state: State, settled: words.Settlement, source: Source) -> words.Settlement:
     """A settlement of an epoch that had ended comes too late: the customer owes nothing, all is the operator's loss."""
     if source not in state.ended or settled.receipt in state.holds:
         return settled
@@ -239,7 +219,7 @@ def as_booked(state: State, settled: Settlement, source: Source) -> Settlement:
     )
 
 
-def _settle(state: State, settled: Settlement, source: Source) -> list[Entry]:
+def _settle(state: State, settled: words.Settlement, source: Source) -> list[Entry]:
     charged_ustu, charged_nano = settled.ustu - settled.loss_ustu, settled.nano - settled.loss_nano
     burned = [part.ustu for part in settled.burned]
     left = charged_ustu - sum(burned)
@@ -249,7 +229,7 @@ def _settle(state: State, settled: Settlement, source: Source) -> list[Entry]:
         _settle_hold(state, settled, source, charged_ustu, charged_nano)
     elif charged_ustu or charged_nano:
         raise LedgerRefused(f"{settled.receipt} comes too late to charge anybody")
-    entity = state.entities.get(settled.entity) or Entity(name=settled.entity or "own", own=True)
+    entity = state.entities.get(settled.entity) or words.Entity(name=settled.entity or "own", own=True)
     recognised, entries = burn(state, settled)
     earned, home, customer = settled.nano + recognised, home_of(state, settled.account), f"customer/{settled.account}"
     fee = 0 if entity.own or entity.name == home else earned * entity.fee_permille // 1000
@@ -265,7 +245,7 @@ def _settle(state: State, settled: Settlement, source: Source) -> list[Entry]:
     return entries if entity.own and home == OPERATOR else note_served(state, settled, entries)
 
 
-def _settle_hold(state: State, settled: Settlement, source: Source, charged_ustu: int, charged_nano: int) -> None:
+def _settle_hold(state: State, settled: words.Settlement, source: Source, charged_ustu: int, charged_nano: int) -> None:
     """Check a settlement against its hold, then note it for the budget path and the leases of its gateway."""
     hold = _held(state, settled.receipt)
     if charged_ustu > hold.ustu or charged_nano > hold.nano:
@@ -281,7 +261,7 @@ def _settle_hold(state: State, settled: Settlement, source: Source, charged_ustu
     due[4] += 1
 
 
-def _burn_hold(state: State, settled: Settlement, hold: PlaceHold, leases: dict[str, Leased]) -> None:
+def _burn_hold(state: State, settled: words.Settlement, hold: words.PlaceHold, leases: dict[str, Leased]) -> None:
     """What grants pay was promised of them, and they have it; count it on their leases."""
     promised: dict[str, int] = {}
     for part in hold.parts:

@@ -15,17 +15,7 @@ from tokenworks.core.clock import Clock
 from tokenworks.core.errors import ExchangeDown, LedgerRefused, Unreachable
 from tokenworks.core.steps import in_task
 from tokenworks.core.words import Work
-from tokenworks.exchange.wire import (
-    LINE_BYTES_MAX,
-    Answer,
-    Call,
-    News,
-    Refusal,
-    RemoteError,
-    pack,
-    read_message,
-    socket_address,
-)
+from tokenworks.exchange import wire
 from tokenworks.exchange.words import Directory, Lease
 
 CALL_TIMEOUT_S = 10.0
@@ -74,8 +64,8 @@ class LedgerLink:
                 await self._clock.sleep(0.02)
 
     async def _connect(self) -> Welcome:
-        with socket_address(self._path) as address:
-            reader, self._stream = await asyncio.open_unix_connection(address, limit=LINE_BYTES_MAX)
+        with wire.socket_address(self._path) as address:
+            reader, self._stream = await asyncio.open_unix_connection(address, limit=wire.LINE_BYTES_MAX)
         self._reading = asyncio.create_task(self._read(reader, self._stream))
         welcome = await self._hello(epoch=self._epoch)
         self._learn(welcome.directory)
@@ -83,16 +73,18 @@ class LedgerLink:
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while (message := await read_message(reader)) is not None:
-                if isinstance(message, News):
+            while (message := await wire.read_message(reader)) is not None:
+                if isinstance(message, wire.News):
                     self._learn(message.directory)
-                elif isinstance(message, Answer | Refusal) and (waiting := self._waiting.pop(message.number, None)):
+                elif isinstance(message, wire.Answer | wire.Refusal) and (
+                    waiting := self._waiting.pop(message.number, None)
+                ):
                     if waiting.done():
                         continue
-                    if isinstance(message, Answer):
+                    if isinstance(message, wire.Answer):
                         waiting.set_result(message.result)
                     else:
-                        waiting.set_exception(RemoteError(message))
+                        waiting.set_exception(wire.RemoteError(message))
         finally:
             writer.close()
             self._stream = None
@@ -121,7 +113,7 @@ class LedgerLink:
         waiting: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting[number] = waiting
         try:
-            self._stream.write(pack(Call(number, method, params)))
+            self._stream.write(wire.pack(wire.Call(number, method, params)))
             async with asyncio.timeout(CALL_TIMEOUT_S):  # wait_for of Python 3.11 can swallow a cancellation
                 return await waiting
         except TimeoutError:
@@ -138,7 +130,7 @@ class LedgerLink:
             raw = await self.call(
                 "lease", writer=self._writer_name, epoch=self._epoch, wanted=wanted, returned=returned
             )
-        except RemoteError as error:
+        except wire.RemoteError as error:
             if error.code == LedgerRefused.code:
                 raise LedgerRefused(error.message, hint=error.hint) from error
             raise

@@ -14,7 +14,7 @@ import msgspec
 from tokenworks.core.clock import utc_text
 from tokenworks.core.units import NS_PER_US, money_text, stu_text
 from tokenworks.core.words import FIGURES, Candidate, EnergyLine, Interval, Provenance, Sourced
-from tokenworks.exchange.log.figures import RECORD
+from tokenworks.exchange.log.figures import RECORD, UNMETERED
 from tokenworks.exchange.log.leaves import Metered
 from tokenworks.exchange.words import Settlement, SiteFacts
 
@@ -23,9 +23,11 @@ View = dict[str, Any]
 
 def energy_view(estimate: EnergyLine | None, records: Sequence[Metered]) -> EnergyLine | None:
     """The energy of a receipt: the sum of its records once one is of its end, until then the estimate, if any. What no
-    record knows is not known."""
+    record knows is not known; a work told too late to be booked has no time in any, and then nothing is."""
     if not any(line.ended for _, line, _ in records):
         return None if estimate is None else msgspec.structs.replace(estimate, ended=False)
+    if not sum(line.slice_ns for _, line, _ in records):
+        return None
     sums: dict[str, Any] = {}
     for name in FIGURES:
         known = [figure for _, line, _ in records if (figure := getattr(line, name)) is not None]
@@ -50,11 +52,11 @@ def _us(ns: int | None) -> int | None:
 def receipt_view(settled: Settlement, records: Sequence[Metered], site: SiteFacts | None, *, operator: bool) -> View:
     """Everything about one request, as JSON-ready values; ``records`` of its energy in the order of their booking."""
     decision, energy = settled.decision, energy_view(settled.estimate, records)
-    final = energy is not None and energy.ended
+    final, ended = energy is not None and energy.ended, any(each.line.ended for each in records)
     intervals = sorted((each.interval for each in records), key=lambda i: (i.start_ns, i.site, -i.corrects))
     return _known(
         id=settled.receipt,
-        status=None if energy is None else "final" if final else "provisional",
+        status=("final" if final else "provisional") if energy else UNMETERED if ended else None,
         at=utc_text(settled.at_ns),
         account=settled.account,
         budget=settled.budget,
@@ -114,6 +116,7 @@ def _lines(
                 slice=settled.work.slice if settled.work else None,
                 slice_us=_us(energy.slice_ns),
                 embodied_ug=energy.embodied_ug,
+                embodied=_sourced(facts.get(f"embodied:{settled.work.slice}" if settled.work else ""), "ug_per_hour"),
                 money_nano=energy.device_nano if cost else None,
                 provenance=Provenance.MODELLED,
                 cost=_sourced(facts.get("device_cost"), "nano_per_hour") if cost else None,

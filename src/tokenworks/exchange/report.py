@@ -15,7 +15,7 @@ from tokenworks.exchange.receipt import View, receipt_view
 from tokenworks.exchange.service import LedgerService
 from tokenworks.exchange.settlement import taken_back
 from tokenworks.exchange.state import BOOKS, State
-from tokenworks.exchange.store.base import BESIDE
+from tokenworks.exchange.store.documents import BESIDE
 from tokenworks.exchange.words import SiteFacts, decode_settlement
 
 CAKE_INTERVALS_MAX = 1_000_000
@@ -229,29 +229,14 @@ def cake(service: LedgerService, since_ns: int = 0) -> View:
             "mj": sum(s.energy_mj for s in mine),
             "nano": sum(s.energy_nano or 0 for s in mine) if bill_nano is not None else None,
         }
-    layers["idle"] = {
-        "mj": sum(i.idle_mj + i.residual_mj for i in intervals),
-        "nano": sum(idle) if idle else None,
-    }
+    layers["idle"] = {"mj": sum(i.idle_mj + i.residual_mj for i in intervals), "nano": sum(idle) if idle else None}
     for part in layers.values():
         part["ug"] = grams_part(part["mj"])
     return {
-        "since_ns": since_ns,
-        "receipts": count,
-        "receipts_metered": metered or 0,
-        "tokens": tokens or 0,
-        "output_tokens": output or 0,
-        "ustu": ustu or 0,
-        "revenue_nano": (nano or 0) - (loss or 0),
-        "meter_mj": meter_mj,
-        "bill_nano": bill_nano,
-        "carbon_ug": carbon_ug,
-        "market_ug": known("market_ug"),
-        "water_ul": known("water_ul"),
-        "embodied_ug": embodied_ug,
-        "idle_embodied_ug": known("idle_embodied_ug"),
-        "slice_ns": slice_ns or 0,
-        "layers": layers,
-        "meter": sorted({i.meter.value for i in latest}),
+        "since_ns": since_ns, "receipts": count, "receipts_metered": metered or 0, "tokens": tokens or 0,
+        "output_tokens": output or 0, "ustu": ustu or 0, "revenue_nano": (nano or 0) - (loss or 0),
+        "meter_mj": meter_mj, "bill_nano": bill_nano, "carbon_ug": carbon_ug, "market_ug": known("market_ug"),
+        "water_ul": known("water_ul"), "embodied_ug": embodied_ug, "idle_embodied_ug": known("idle_embodied_ug"),
+        "slice_ns": slice_ns or 0, "layers": layers, "meter": sorted({i.meter.value for i in latest}),
         "span_ns": sum(i.end_ns - i.start_ns for i in latest),
-    }
+    }  # fmt: skip

@@ -11,12 +11,10 @@ from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
-import msgspec
-
 from tokenworks.core.clock import Clock
 from tokenworks.core.errors import LedgerRefused
 from tokenworks.core.units import NS_PER_S
-from tokenworks.core.words import Work
+from tokenworks.exchange import words
 from tokenworks.exchange.batch import Batch, Decoded, decoded, receipts_of, uncollected
 from tokenworks.exchange.budget import burn_order
 from tokenworks.exchange.calendar import window_start_ns
@@ -24,26 +22,11 @@ from tokenworks.exchange.desk import LEASE_S
 from tokenworks.exchange.journal import START, Journal, Position, read_from
 from tokenworks.exchange.journals import ALL, Journals, lacks
 from tokenworks.exchange.ledger import apply
-from tokenworks.exchange.log.keeper import LogKeeper
+from tokenworks.exchange.log.writer import LogKeeper
 from tokenworks.exchange.state import CLOSED, ENDED, LIVE, Source
 from tokenworks.exchange.store import open_store
 from tokenworks.exchange.store.fits import refuse_unstorable
 from tokenworks.exchange.store.log_tables import LogTables
-from tokenworks.exchange.words import (
-    AnyCommand,
-    Budget,
-    Directory,
-    EndEpoch,
-    GiveLease,
-    Lease,
-    MarkRead,
-    PlaceHold,
-    ReadTo,
-    Settle,
-    Void,
-    decode_command,
-    encode_command,
-)
 
 BATCH_RECORDS_MAX = 2_000
 STEPS_MAX = 1_000
@@ -77,7 +60,7 @@ class LedgerService:
         self._epoch = 0
         self.directory_version = 0
         self._heard_ns: dict[Source, int] = {}
-        self._steps: list[ReadTo] = []
+        self._steps: list[words.ReadTo] = []
         """In which order the gateways' journals were read since the last mark."""
         self._replaying = False
 
@@ -179,14 +162,9 @@ class LedgerService:
         if start < len(batch):
             yield batch[start:]
 
-    def _unread(self, payload: bytes) -> list[ReadTo]:
-        if b"MarkRead" not in payload[:32]:
-            return []
-        try:
-            command = decode_command(payload)
-        except msgspec.DecodeError:
-            return []
-        places = command.places if isinstance(command, MarkRead) else ()
+    def _unread(self, payload: bytes) -> list[words.ReadTo]:
+        command = decoded(payload) if b"MarkRead" in payload[:32] else None
+        places = command.places if isinstance(command, words.MarkRead) else ()
         return [p for p in places if self._position((p.writer, p.epoch))[:2] < (p.segment, p.offset)]
 
     def _position(self, source: Source) -> Position:
@@ -224,7 +202,7 @@ class LedgerService:
         self._sources[source] = (records[-1][1], standing)
 
     def _note_step(self, source: Source, position: Position) -> None:
-        step = ReadTo(writer=source[0], epoch=source[1], segment=position[0], offset=position[1])
+        step = words.ReadTo(writer=source[0], epoch=source[1], segment=position[0], offset=position[1])
         if self._steps and (self._steps[-1].writer, self._steps[-1].epoch) == source:
             self._steps[-1] = step
         else:
@@ -234,19 +212,19 @@ class LedgerService:
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
-    def submit(self, *commands: AnyCommand) -> None:
+    def submit(self, *commands: words.AnyCommand) -> None:
         """Check commands, write them to the ledger's own journal, apply them. Raises LedgerRefused: none happened."""
         self.catch_up()
         rehearsal = self.store.load()  # on a copy, so that a refusal leaves neither a record nor a change
         for command in commands:
-            if isinstance(command, PlaceHold | Settle):
+            if isinstance(command, words.PlaceHold | words.Settle):
                 raise LedgerRefused("holds and settlements come from a gateway's journal")
             refuse_unstorable(command)
             apply(rehearsal, command)
         self._append(*commands)
         self.directory_version += 1
 
-    def _append(self, *commands: AnyCommand) -> None:
+    def _append(self, *commands: words.AnyCommand) -> None:
         """Write commands that are known to be good, behind a mark of how far the others were read."""
         if self._journal is None:
             for source in [name for name in self._found() if name[0] == WRITER]:
@@ -255,10 +233,10 @@ class LedgerService:
             self._epoch = self.journals.next_epoch(WRITER, self._sources)
             self._journal = Journal(self.journals.folder((WRITER, self._epoch)), WRITER, self._epoch)
         if self._steps:
-            self._journal.append(encode_command(MarkRead(places=tuple(self._steps))))
+            self._journal.append(words.encode_command(words.MarkRead(places=tuple(self._steps))))
             self._steps.clear()
         for command in commands:
-            self._journal.append(encode_command(command))
+            self._journal.append(words.encode_command(command))
         for source in [name for name in self._found() if name[0] == WRITER]:
             self._catch_up(source)
 
@@ -298,8 +276,8 @@ class LedgerService:
         if not self.journals.make_safe(source, self._position(source).segment, dead=standing == CLOSED):
             standing = ENDED
         now_ns, open_holds = self.clock.now_ns(), self.store.holds_of(*source)
-        voids = [Void(receipt=receipt, reason=reason, at_ns=now_ns) for receipt in open_holds]
-        end = EndEpoch(writer=source[0], epoch=source[1], reason=reason, at_ns=now_ns, closed=standing == CLOSED)
+        voids = [words.Void(receipt=receipt, reason=reason, at_ns=now_ns) for receipt in open_holds]
+        end = words.EndEpoch(writer=source[0], epoch=source[1], reason=reason, at_ns=now_ns, closed=standing == CLOSED)
         self._append(*voids, end)
 
     def reclaim(self) -> None:
@@ -312,7 +290,9 @@ class LedgerService:
                     self.catch_up()
                     self.end_epoch(source, "its gateway fell silent", ENDED)
 
-    def lease(self, writer: str, epoch: int, wanted: Mapping[str, int], returned: Mapping[str, int]) -> list[Lease]:
+    def lease(
+        self, writer: str, epoch: int, wanted: Mapping[str, int], returned: Mapping[str, int]
+    ) -> list[words.Lease]:
         """Give a gateway more of some counters and take back what it returns; the answer is its new allowances.
 
         It gets what a request needs, or a share of what is left when that is more. Raises LedgerRefused for an epoch
@@ -324,11 +304,11 @@ class LedgerService:
             raise LedgerRefused(f"epoch {epoch} of {writer} has ended", hint="say hello again")
         self._heard_ns[source] = now_ns
         has = self.state.leases.get(source, {})
-        changed: list[Lease] = []
+        changed: list[words.Lease] = []
         for counter, allowance in returned.items():
             old = has.get(counter)
             if old is not None and old.used <= allowance < old.allowance:
-                changed.append(Lease(counter=counter, window_ns=old.window_ns, allowance=allowance))
+                changed.append(words.Lease(counter=counter, window_ns=old.window_ns, allowance=allowance))
         for counter, need in wanted.items():
             window_ns = self._window_of(counter, now_ns)
             free = None if window_ns is None else self.state.free(counter, now_ns)
@@ -338,9 +318,9 @@ class LedgerService:
             before = old.allowance if old is not None and old.window_ns == window_ns else 0
             more = max(0, min(free, max(need, free // SHARE)))
             if more or old is not None:
-                changed.append(Lease(counter=counter, window_ns=window_ns, allowance=before + more))
+                changed.append(words.Lease(counter=counter, window_ns=window_ns, allowance=before + more))
         if any(c.counter not in has or not has[c.counter].says(c) for c in changed):
-            self._append(GiveLease(writer=writer, epoch=epoch, leases=tuple(changed), at_ns=now_ns))
+            self._append(words.GiveLease(writer=writer, epoch=epoch, leases=tuple(changed), at_ns=now_ns))
         # Only what the books now say was given: had the ledger refused, nothing was.
         given = self.state.leases.get(source, {})
         return [c for c in changed if c.counter in wanted and c.counter in given and given[c.counter].says(c)]
@@ -349,7 +329,7 @@ class LedgerService:
         kind, _, name = counter.partition(":")
         if kind == "g":
             return 0 if name in self.state.grants else None
-        budget: Budget | None = self.state.budgets.get(name)
+        budget: words.Budget | None = self.state.budgets.get(name)
         return None if budget is None else window_start_ns(budget.window, now_ns)
 
     def prune(self, keep_bytes: int) -> int:
@@ -360,7 +340,7 @@ class LedgerService:
 
     # --- answers -----------------------------------------------------------------------------------------------------
 
-    def directory(self) -> Directory:
+    def directory(self) -> words.Directory:
         """What a gateway must know."""
         now_ns = self.clock.now_ns()
         grants = [
@@ -368,13 +348,9 @@ class LedgerService:
             for grant in self.state.grants.values()
             if grant.ended_ns is None and (grant.expires_ns is None or grant.expires_ns > now_ns)
         ]
-        return Directory(
+        return words.Directory(
             accounts=tuple(self.state.accounts.values()),
             budgets=tuple(self.state.budgets.values()),
             keys=tuple(self.state.keys.values()),
             grants=tuple(burn_order(grants)),
         )
-
-    def unmetered(self) -> list[Work]:
-        """Work that was settled and that no closed interval has taken: a restarted site agent meters it."""
-        return self.store.unmetered()

@@ -26,20 +26,8 @@ import msgspec
 
 from tokenworks.core.errors import LedgerRefused
 from tokenworks.core.units import NS_PER_S
-from tokenworks.exchange.clearing_words import (
-    OPERATOR,
-    AnswerDispute,
-    ClearingCommand,
-    Dispute,
-    IssueStatement,
-    NetStatements,
-    Netting,
-    OpenDispute,
-    Pair,
-    SettlePair,
-    Statement,
-    Sums,
-)
+from tokenworks.core.words import like
+from tokenworks.exchange import clearing_words as words
 from tokenworks.exchange.state import Entry, State, known, lines
 from tokenworks.exchange.words import Settlement
 
@@ -49,19 +37,19 @@ DAY_NS = 86_400 * NS_PER_S
 def home_of(state: State, account: str) -> str:
     """Who sold to an account; the operator for one that is not known."""
     found = state.accounts.get(account)
-    return OPERATOR if found is None else found.home
+    return words.OPERATOR if found is None else found.home
 
 
-def line_of(state: State, settled: Settlement, entries: Iterable[Entry]) -> tuple[str, str, Sums] | None:
+def line_of(state: State, settled: Settlement, entries: Iterable[Entry]) -> tuple[str, str, words.Sums] | None:
     """The entity, the home and the figures of a settled request; None when it is all the operator's."""
     home, entity = home_of(state, settled.account), state.entities.get(settled.entity)
-    name = OPERATOR if entity is None or entity.own else entity.name
-    if home == name == OPERATOR:
+    name = words.OPERATOR if entity is None or entity.own else entity.name
+    if home == name == words.OPERATOR:
         return None
     money = {entry.account: -entry.amount for entry in entries if entry.book == "money"}
     fee = money.get("revenue/fees", 0)
-    net = money.get("revenue/tokens" if name == OPERATOR else f"payable/entity/{name}", 0)
-    return name, home, Sums(1, settled.ustu, settled.loss_ustu, net + fee, settled.loss_nano, fee)
+    net = money.get("revenue/tokens" if name == words.OPERATOR else f"payable/entity/{name}", 0)
+    return name, home, words.Sums(1, settled.ustu, settled.loss_ustu, net + fee, settled.loss_nano, fee)
 
 
 def note_served(state: State, settled: Settlement, entries: list[Entry]) -> list[Entry]:
@@ -70,7 +58,7 @@ def note_served(state: State, settled: Settlement, entries: list[Entry]) -> list
         entity, home, sums = line
         days = state.unstated.setdefault((entity, home), {})
         day_ns = settled.at_ns - settled.at_ns % DAY_NS
-        days[day_ns] = days.get(day_ns, Sums()).plus(sums)
+        days[day_ns] = days.get(day_ns, words.Sums()).plus(sums)
     return entries
 
 
@@ -98,23 +86,23 @@ def taken_back(state: State, statement: str, states: tuple[str, ...] = ("accepte
     return sum(d.ustu for d in found), sum(d.nano for d in found)
 
 
-def clear(state: State, command: ClearingCommand) -> list[Entry]:
+def clear(state: State, command: words.ClearingCommand) -> list[Entry]:
     """Apply what happens between entities. Raises LedgerRefused."""
     match command:
-        case IssueStatement():
+        case words.IssueStatement():
             _issue(state, command)
-        case OpenDispute():
+        case words.OpenDispute():
             _dispute(state, command)
-        case AnswerDispute():
+        case words.AnswerDispute():
             return _answer(state, command)
-        case NetStatements():
+        case words.NetStatements():
             return _net(state, command)
-        case SettlePair():
+        case words.SettlePair():
             return _settle_pair(state, command)
     return []
 
 
-def _issue(state: State, new: IssueStatement) -> None:
+def _issue(state: State, new: words.IssueStatement) -> None:
     old = state.statements.get(new.id)
     if old is not None:
         if (old.entity, old.home, old.until_ns, old.digest) != (new.entity, new.home, new.until_ns, new.digest):
@@ -125,37 +113,26 @@ def _issue(state: State, new: IssueStatement) -> None:
         raise LedgerRefused("a statement is of whole days in UTC that are over, and begins where the last one ended")
     days = state.unstated.get((new.entity, new.home), {})
     closed = [day_ns for day_ns in days if day_ns < new.until_ns]
-    sums = reduce(Sums.plus, (days[day_ns] for day_ns in closed), Sums())
+    sums = reduce(words.Sums.plus, (days[day_ns] for day_ns in closed), words.Sums())
     if not sums.lines or sums.lines != new.lines:
         hint = "lines came in meanwhile: try again" if sums.lines else None
         raise LedgerRefused(f"there are {sums.lines} lines to state, not {new.lines}", hint=hint)
-    fee_permille = 0 if new.entity in (OPERATOR, new.home) else state.entities[new.entity].fee_permille
-    fee_ustu = sums.ustu * fee_permille // 1000
+    fee_permille = 0 if new.entity in (words.OPERATOR, new.home) else state.entities[new.entity].fee_permille
+    figures: dict[str, int] = {}
+    for unit, earned, loss, fee in (
+        ("ustu", sums.ustu, sums.loss_ustu, sums.ustu * fee_permille // 1000),
+        ("nano", sums.nano, sums.loss_nano, sums.fee_nano),
+    ):
+        of = {"paid": earned - loss, "loss": loss, "fee": fee, "net": earned - fee}
+        figures |= {f"{name}_{unit}": figure for name, figure in of.items()}
     for day_ns in closed:
         del days[day_ns]
     if not days:
         del state.unstated[new.entity, new.home]
-    state.statements[new.id] = Statement(
-        id=new.id,
-        entity=new.entity,
-        home=new.home,
-        since_ns=since_ns,
-        until_ns=new.until_ns,
-        issued_ns=new.at_ns,
-        lines=sums.lines,
-        digest=new.digest,
-        paid_ustu=sums.ustu - sums.loss_ustu,
-        loss_ustu=sums.loss_ustu,
-        fee_ustu=fee_ustu,
-        net_ustu=sums.ustu - fee_ustu,
-        paid_nano=sums.nano - sums.loss_nano,
-        loss_nano=sums.loss_nano,
-        fee_nano=sums.fee_nano,
-        net_nano=sums.nano - sums.fee_nano,
-    )
+    state.statements[new.id] = like(new, words.Statement, since_ns=since_ns, issued_ns=new.at_ns, **figures)
 
 
-def _dispute(state: State, new: OpenDispute) -> None:
+def _dispute(state: State, new: words.OpenDispute) -> None:
     known(new.statement, "statement", state.statements)
     old, of = state.disputes.get(new.id), state.statements[new.statement]
     if old is not None:
@@ -169,12 +146,12 @@ def _dispute(state: State, new: OpenDispute) -> None:
         raise LedgerRefused(f"statement {of.id!r} has {of.net_ustu - ustu} micro-STU left to dispute")
     if new.nano > of.net_nano - nano:
         raise LedgerRefused(f"statement {of.id!r} has {of.net_nano - nano} nano left to dispute")
-    state.disputes[new.id] = Dispute(
+    state.disputes[new.id] = words.Dispute(
         id=new.id, statement=of.id, ustu=new.ustu, nano=new.nano, reason=new.reason, opened_ns=new.at_ns
     )
 
 
-def _answer(state: State, new: AnswerDispute) -> list[Entry]:
+def _answer(state: State, new: words.AnswerDispute) -> list[Entry]:
     known(new.id, "dispute", state.disputes)
     old = state.disputes[new.id]
     to = "accepted" if new.accepted else "rejected"
@@ -187,14 +164,14 @@ def _answer(state: State, new: AnswerDispute) -> list[Entry]:
         return []
     of = state.statements[old.statement]
     return lines(
-        ("money", "revenue/tokens" if of.entity == OPERATOR else f"payable/entity/{of.entity}", old.nano),
+        ("money", "revenue/tokens" if of.entity == words.OPERATOR else f"payable/entity/{of.entity}", old.nano),
         ("money", f"adjustments/{of.home}", -old.nano),
         ("stu", f"served/{of.entity}", old.ustu),
         ("stu", f"adjustments/{of.home}", -old.ustu),
     )
 
 
-def _net(state: State, new: NetStatements) -> list[Entry]:
+def _net(state: State, new: words.NetStatements) -> list[Entry]:
     old = state.nettings.get(new.id)
     if old is not None:
         if old.statements != new.statements:
@@ -217,15 +194,15 @@ def _net(state: State, new: NetStatements) -> list[Entry]:
             book, suffix = (("stu", "ustu"), ("money", "nano"))[unit]
             paid, loss, fee, net = (getattr(of, f"{figure}_{suffix}") for figure in ("paid", "loss", "fee", "net"))
             _owe(owed, of.home, of.entity, unit, net - off)
-            if of.entity != OPERATOR:
+            if of.entity != words.OPERATOR:
                 payable = f"payable/entity/{of.entity}" if book == "money" else f"served/{of.entity}"
                 entries += lines((book, payable, net - off), (book, f"clearing/{of.entity}", off - net))
-            if of.home != OPERATOR:
-                _owe(owed, of.home, OPERATOR, unit, fee - loss)
+            if of.home != words.OPERATOR:
+                _owe(owed, of.home, words.OPERATOR, unit, fee - loss)
                 theirs = (book, f"home/{of.home}", -paid), (book, f"adjustments/{of.home}", off)
                 entries += lines(*theirs, (book, f"clearing/{of.home}", paid - off))
     pairs = tuple(_pair(*names, *figures) for names, figures in sorted(owed.items()) if any(figures))
-    state.nettings[new.id] = Netting(id=new.id, at_ns=new.at_ns, statements=new.statements, pairs=pairs)
+    state.nettings[new.id] = words.Netting(id=new.id, at_ns=new.at_ns, statements=new.statements, pairs=pairs)
     return entries
 
 
@@ -235,14 +212,14 @@ def _owe(owed: dict[tuple[str, str], list[int]], debtor: str, creditor: str, uni
         owed.setdefault((first, second), [0, 0])[unit] += amount if debtor == first else -amount
 
 
-def _pair(first: str, second: str, ustu: int, nano: int) -> Pair:
+def _pair(first: str, second: str, ustu: int, nano: int) -> words.Pair:
     """Who owes money is the debtor; without money, who owes tokens."""
     if nano < 0 or (nano == 0 and ustu < 0):
-        return Pair(debtor=second, creditor=first, nano=-nano, ustu=-ustu)
-    return Pair(debtor=first, creditor=second, nano=nano, ustu=ustu)
+        return words.Pair(debtor=second, creditor=first, nano=-nano, ustu=-ustu)
+    return words.Pair(debtor=first, creditor=second, nano=nano, ustu=ustu)
 
 
-def _settle_pair(state: State, new: SettlePair) -> list[Entry]:
+def _settle_pair(state: State, new: words.SettlePair) -> list[Entry]:
     known(new.id, "netting", state.nettings)
     of = state.nettings[new.id]
     places = [i for i, p in enumerate(of.pairs) if (p.debtor, p.creditor) == (new.debtor, new.creditor)]
@@ -257,7 +234,7 @@ def _settle_pair(state: State, new: SettlePair) -> list[Entry]:
     pairs = tuple(done if i == places[0] else p for i, p in enumerate(of.pairs))
     state.nettings[of.id] = msgspec.structs.replace(of, pairs=pairs)
     debtor, creditor = (
-        "settled/operator" if name == OPERATOR else f"clearing/{name}" for name in (pair.debtor, pair.creditor)
+        "settled/operator" if name == words.OPERATOR else f"clearing/{name}" for name in (pair.debtor, pair.creditor)
     )
     both = (("money", pair.nano), ("stu", pair.ustu))
     return [e for book, amount in both for e in lines((book, debtor, -amount), (book, creditor, amount))]

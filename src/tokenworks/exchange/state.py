@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tokenworks.core.errors import LedgerRefused, nearest
+from tokenworks.core.errors import LedgerRefused, did_you_mean
 from tokenworks.exchange.calendar import window_start_ns
 from tokenworks.exchange.clearing_words import Dispute, Netting, Statement, Sums
 from tokenworks.exchange.words import Account, Budget, Entity, Grant, Key, Lease, Package, PlaceHold, SiteFacts, Window
@@ -172,5 +172,4 @@ def lines(*lines: tuple[str, str, int], at_ns: int = 0) -> list[Entry]:
 def known(word: str, what: str, known: Iterable[str]) -> None:
     names = known if isinstance(known, dict) else list(known)
     if word not in names:
-        near = nearest(word, names)
-        raise LedgerRefused(f"there is no {what} {word!r}", hint=f"did you mean {near!r}?" if near else None)
+        raise LedgerRefused(f"there is no {what} {word!r}", hint=did_you_mean(word, names))

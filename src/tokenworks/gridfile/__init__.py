@@ -9,16 +9,5 @@ from __future__ import annotations
 from tokenworks.gridfile.read import SIZE_MAX, default_grid, load, parse
 from tokenworks.gridfile.tables import EMBEDDED_MODEL, WORKERS_MAX, Device, Gateway, GridFile, Replica, Site
 
-__all__ = [
-    "EMBEDDED_MODEL",
-    "SIZE_MAX",
-    "WORKERS_MAX",
-    "Device",
-    "Gateway",
-    "GridFile",
-    "Replica",
-    "Site",
-    "default_grid",
-    "load",
-    "parse",
-]
+__all__ = ["EMBEDDED_MODEL", "SIZE_MAX", "WORKERS_MAX", "Device", "Gateway", "GridFile", "Replica", "Site"]
+__all__ += ["default_grid", "load", "parse"]

@@ -6,9 +6,9 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
-from tokenworks.core.errors import nearest
+from tokenworks.core.errors import did_you_mean
 from tokenworks.device.vendors import vendors
-from tokenworks.gridfile.place import At, PlaceError
+from tokenworks.gridfile.place import At, PlaceError, unique
 from tokenworks.gridfile.power import check_power
 from tokenworks.gridfile.tables import EMBEDDED_MODEL, GridFile, Replica
 
@@ -47,15 +47,15 @@ def check(grid: GridFile) -> None:
             raise PlaceError(("exchange", "price_keys"), "there is no price_file whose signatures they could check")
         if not re.fullmatch("[0-9a-f]{64}", key):
             raise PlaceError(("exchange", "price_keys", index), "is no public key", "tokenworks price sign prints it")
-    sites = _unique([site.name for site in grid.sites], ("site",), "name")
-    _unique([replica.name for replica in grid.replicas], ("replica",), "name")
+    sites = unique([site.name for site in grid.sites], ("site",), "name")
+    unique([replica.name for replica in grid.replicas], ("replica",), "name")
     models = [replica.model for replica in grid.replicas]
     for key, tables in (("rate", exchange.rates), ("price", exchange.prices)):
-        for index, model in enumerate(_unique([table.model for table in tables], ("exchange", key), "model")):
+        for index, model in enumerate(unique([table.model for table in tables], ("exchange", key), "model")):
             _defined(model, ["*", *models], ("exchange", key, index, "model"), "served by no replica")
     for index, site in enumerate(grid.sites):
         at: At = ("site", index)
-        _unique([device.id for device in site.devices], (*at, "device"), "id")
+        unique([device.id for device in site.devices], (*at, "device"), "id")
         if site.pue_permille is not None and site.pue_permille < 1000:
             raise PlaceError((*at, "pue"), "is below 1: a site takes at least what its devices take")
         check_power(site, at)
@@ -75,15 +75,10 @@ def check(grid: GridFile) -> None:
 
 _ONLY_FOR = {
     "url": ("external", "process"),
-    "upstream_model": ("external", "process", "ray"),
-    "api_key_env": ("external", "process", "ray"),
-    "engine": ("external", "process", "ray"),
-    "command": ("process", "ray"),
-    "cards": ("process", "ray"),
-    "vendor": ("process",),
-    "share": ("process",),
-    "resources": ("ray",),
-    "cluster": ("ray",),
+    **dict.fromkeys(("upstream_model", "api_key_env", "engine"), ("external", "process", "ray")),
+    **dict.fromkeys(("command", "cards"), ("process", "ray")),
+    **dict.fromkeys(("vendor", "share"), ("process",)),
+    **dict.fromkeys(("resources", "cluster"), ("ray",)),
 }
 """Which drivers know a key, the likeliest first."""
 _OWNERS = {"external": "an external", "process": "a process or ray", "ray": "a ray"}
@@ -130,15 +125,7 @@ def _check_url(written: str, at: At) -> None:
         raise PlaceError(at, "is not an http or https address", hint)
 
 
-def _unique(names: list[str], at: At, key: str) -> list[str]:
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise PlaceError((*at, index, key), f"{name!r} is there twice")
-    return names
-
-
 def _defined(name: str, known: list[str], at: At, what: str) -> None:
     if name not in known:
-        near = nearest(name, known)
-        hint = f"did you mean {near!r}?" if near else "defined: " + ", ".join(repr(each) for each in known[:5])
+        hint = did_you_mean(name, known, "defined: " + ", ".join(repr(each) for each in known[:5]))
         raise PlaceError(at, f"{name!r}: {what}", hint)

@@ -20,6 +20,14 @@ class PlaceError(Exception):
         self.at, self.what, self.hint = at, what, hint
 
 
+def unique(names: list[str], at: At, key: str) -> list[str]:
+    """The names of a list of tables, when no two are the same. Raises PlaceError."""
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise PlaceError((*at, index, key), f"{name!r} is there twice")
+    return names
+
+
 def where(at: At) -> str:
     """A path as people count: ``site[1].supply.price`` for the first site. Odd keys are quoted, long ones cut."""
     text = ""

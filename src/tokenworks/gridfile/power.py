@@ -7,8 +7,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
-from tokenworks.core.errors import nearest
-from tokenworks.gridfile.place import At, PlaceError
+from tokenworks.core.errors import did_you_mean
+from tokenworks.gridfile.place import At, PlaceError, unique
 from tokenworks.gridfile.tables import Charge, Meter, Site, Supply
 
 _SUPPLY_NEEDS = {"solar": ("capacity",), "wind": ("capacity",), "genset": ("capacity",), "battery": ("energy", "power")}
@@ -28,7 +28,7 @@ _PRICED = ("energy", "export", "curtailment")
 def check_power(site: Site, at: At) -> None:
     """Raise PlaceError for the first thing wrong with a site's power."""
     several = not isinstance(site.supply_tables, Supply)
-    names: list[str] = []
+    names = unique([supply.name for supply in site.supplies], (*at, "supply"), "name")
     for number, supply in enumerate(site.supplies):
         here: At = (*at, "supply", number) if several else (*at, "supply")
         _needs(supply, _SUPPLY_NEEDS.get(supply.kind, ()), here)
@@ -36,9 +36,6 @@ def check_power(site: Site, at: At) -> None:
             raise PlaceError((*here, "interval"), "must be longer than 0 s")
         if not 0 < supply.efficiency_permille <= 1000:
             raise PlaceError((*here, "efficiency"), "must be above 0 and at most 1")
-        if supply.name in names:
-            raise PlaceError((*here, "name"), f"{supply.name!r} is there twice")
-        names.append(supply.name)
     grids = [number for number, supply in enumerate(site.supplies) if supply.kind == "grid"]
     if len(grids) > 1:
         raise PlaceError((*at, "supply", grids[1]), "a site has one grid feed", "give the others another kind")
@@ -52,8 +49,8 @@ def check_power(site: Site, at: At) -> None:
             if (charge.name or charge.kind) in charges:
                 raise PlaceError((*at, "contract", "charge", number), "needs a name of its own")
             charges.append(charge.name or charge.kind)
-    if site.openadr is not None and not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", site.openadr.url):
-        raise PlaceError((*at, "openadr", "url"), "is not an http or https address")
+    if site.openadr is not None:
+        _address(site.openadr.url, (*at, "openadr", "url"))
     for number, module in enumerate(site.modules):
         if not 0 < module.it_mw <= module.capacity_mw:
             raise PlaceError((*at, "module", number, "it"), "must be above 0 and at most its capacity")
@@ -66,9 +63,8 @@ def check_power(site: Site, at: At) -> None:
             raise PlaceError((*at, "window", number, "start"), "needs a zone", "like 2026-01-31T23:00:00Z")
         if window.period_ns is not None and window.period_ns <= window.length_ns:
             raise PlaceError((*at, "window", number, "period"), "must be longer than the window")
+    unique([event.id for event in site.events], (*at, "event"), "id")
     for number, event in enumerate(site.events):
-        if event.id in [each.id for each in site.events[:number]]:
-            raise PlaceError((*at, "event", number, "id"), f"{event.id!r} is there twice")
         for key in ("start", "raise_start"):
             if (when := getattr(event, key)) is not None and when.tzinfo is None:
                 raise PlaceError((*at, "event", number, key), "needs a zone", "like 2026-01-31T23:00:00Z")
@@ -88,15 +84,15 @@ def _check_meters(site: Site, at: At) -> None:
             if field.encode_name not in known_keys and getattr(meter, field.name) != field.default:
                 raise PlaceError((*here, field.encode_name), f"does not belong to a {meter.kind} meter")
         if meter.name not in known[meter.of]:
-            near = nearest(meter.name, known[meter.of]) or "a [[site.server]], or the board of a [[site.device]]"
-            raise PlaceError((*here, "name"), f"{meter.name!r}: no such {meter.of}", f"did you mean {near}?")
+            hint = did_you_mean(meter.name, known[meter.of], "a [[site.server]], or the board of a [[site.device]]")
+            raise PlaceError((*here, "name"), f"{meter.name!r}: no such {meter.of}", hint)
         if (meter.of, meter.name) in seen:
             raise PlaceError((*here, "of"), "is metered twice", "give what is inside a [[site.server]] of its own")
         seen.append((meter.of, meter.name))
         if meter.host is not None and not re.fullmatch(r"[^\s:/]+:\d{1,5}", meter.host):
             raise PlaceError((*here, "host"), "is not a host and its port", 'like "192.0.2.7:502"')
-        if meter.url is not None and not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", meter.url):
-            raise PlaceError((*here, "url"), "is not an http or https address")
+        if meter.url is not None:
+            _address(meter.url, (*here, "url"))
 
 
 def _check_charge(charge: Charge, supplies: list[str], at: At) -> None:
@@ -111,8 +107,7 @@ def _check_charge(charge: Charge, supplies: list[str], at: At) -> None:
     if charge.power_mw is not None and charge.kind == "ppa" and charge.index is None:
         raise PlaceError((*at, "index"), "is missing: a baseload PPA is settled against it")
     if charge.of is not None and charge.of not in (*supplies, "import", "export", "curtailed", "load"):
-        near = nearest(charge.of, supplies)
-        raise PlaceError((*at, "of"), f"{charge.of!r}: no such supply", f"did you mean {near!r}?" if near else None)
+        raise PlaceError((*at, "of"), f"{charge.of!r}: no such supply", did_you_mean(charge.of, supplies))
     if charge.window_ns == 0:
         raise PlaceError((*at, "window"), "must be longer than 0 s")
     for number, tier in enumerate(charge.tiers):
@@ -129,6 +124,11 @@ def _needs(table: Supply | Charge | Meter, keys: tuple[str, ...], at: At) -> Non
         name = dict(zip(table.__struct_fields__, table.__struct_encode_fields__, strict=True))[field]
         if name in keys and getattr(table, field) is None:
             raise PlaceError((*at, name), f"is missing: {table.kind} needs it")
+
+
+def _address(url: str, at: At) -> None:
+    if not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", url):
+        raise PlaceError(at, "is not an http or https address")
 
 
 def _zone(name: str, at: At) -> None:

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from tokenworks.core import units
-from tokenworks.core.errors import BadQuantity, nearest
+from tokenworks.core.errors import BadQuantity, did_you_mean
 from tokenworks.gridfile.place import At, PlaceError
 from tokenworks.gridfile.tables import INT64_MAX
 
@@ -35,9 +35,7 @@ def quantities(table: type[msgspec.Struct], raw: Any, at: At, currency: str) -> 
     for key, value in raw.items():
         here = (*at, key)
         if key not in fields:
-            near = nearest(key, fields)
-            hint = f"did you mean {near!r}?" if near else "known here: " + ", ".join(fields)
-            raise PlaceError(here, "unknown key", hint)
+            raise PlaceError(here, "unknown key", did_you_mean(key, fields, "known here: " + ", ".join(fields)))
         for kind in dict.fromkeys(_members(fields[key].type)):  # one table or several: the same table
             if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
                 for index, item in enumerate(value) if isinstance(value, list) else ((None, value),):

@@ -213,13 +213,16 @@ class Module(_Table, frozen=True, kw_only=True):
     life_years: Count = field(default=15, name="life")
 
 
-class Server(_Table, frozen=True, kw_only=True):
+class _Made(_Table, frozen=True, kw_only=True):
+    embodied_ug: Mass | None = field(default=None, name="embodied")
+    life_years: Count = field(default=6, name="life")
+
+
+class Server(_Made, frozen=True, kw_only=True):
     """What shares a meter: a server, tray or rack. ``idle_mw`` is taken beside its devices (processors, fans)."""
 
     name: Name
     idle_mw: Power = field(default=0, name="idle")
-    embodied_ug: Mass | None = field(default=None, name="embodied")
-    life_years: Count = field(default=6, name="life")
 
 
 class Meter(_Table, frozen=True, kw_only=True):
@@ -252,7 +255,7 @@ class Window(_Table, frozen=True, kw_only=True):
     period_ns: Time | None = field(default=None, name="period")
 
 
-class Device(_Table, frozen=True, kw_only=True):
+class Device(_Made, frozen=True, kw_only=True):
     """An accelerator or processor of a site. None: discovered, or unknown."""
 
     id: Name
@@ -264,8 +267,6 @@ class Device(_Table, frozen=True, kw_only=True):
     max_mw: Power | None = field(default=None, name="max")
     server: Name = ""
     board: Name = ""
-    embodied_ug: Mass | None = field(default=None, name="embodied")
-    life_years: Count = field(default=6, name="life")
 
 
 class Site(_Table, frozen=True, kw_only=True):
@@ -329,8 +330,8 @@ class Replica(_Table, frozen=True, kw_only=True):
     cluster: Name | None = None
     upstream_model: Name | None = None
     api_key_env: str | None = None
-    slots: Count | None = None
-    context_tokens: Count | None = field(default=None, name="context")
+    slots: Count = 4
+    context_tokens: Count = field(default=2048, name="context")
     threads: Count | None = None
     capabilities: frozenset[Capability] | None = None
     memory_bytes: Memory | None = field(default=None, name="memory")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenworks.core.errors import TokenworksError, nearest
+from tokenworks.core.errors import TokenworksError, did_you_mean
 from tokenworks.core.units import NS_PER_S
 from tokenworks.power.signal import Signal
 
@@ -104,8 +104,7 @@ def _parquet(path: Path) -> Columns:
 
 def _column(path: Path, table: Columns, name: str) -> Sequence[Any]:
     if name not in table:
-        near = nearest(name, table)
-        raise BadTable(f"{path}: has no column {name!r}", hint=f"did you mean {near!r}?" if near else None)
+        raise BadTable(f"{path}: has no column {name!r}", hint=did_you_mean(name, table))
     return table[name]
 
 

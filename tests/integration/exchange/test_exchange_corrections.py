@@ -59,7 +59,7 @@ class House:
         grid.gateway.desk = Desk(grid.plan.prices, self.clock, self.journal)
         grid.gateway.services = dict  # type: ignore[method-assign]  # it has no house
         welcome = Welcome(epoch=epoch, directory=self.service.directory(), unmetered=(), interval_end_ns={})
-        self.agent = next(grid._agents(welcome))
+        self.grid, self.agent = grid, next(grid._agents(welcome))
 
     def ask(self, method: str, **params: Any) -> Any:
         return offices.answer(self.service, method, params)
@@ -84,9 +84,44 @@ class House:
         self.clock.advance(60)
         self.agent.close(self.clock.now_ns())
 
+    def restart(self, unmetered: Work) -> None:
+        """The site's agent starts anew, with what the ledger tells it."""
+        ends = {self.site.name: self.agent.last_ns}
+        welcome = Welcome(epoch=1, directory=self.service.directory(), unmetered=(unmetered,), interval_end_ns=ends)
+        self.agent = next(self.grid._agents(welcome))
+
     def close(self) -> None:
         self.journal.close()
         self.service.close()
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+def test_a_work_that_is_known_only_after_a_restart_has_no_energy(server: str, tmp_path: Path, database: str) -> None:
+    """Its interval is closed and forgotten: receipt, bundle and export say nothing of its energy, never zero."""
+    house = House(tmp_path, new_database(server) if database == "postgres" else None)
+    early, late = house.served("rcpt_early", 0, 30), house.served("rcpt_late", 10, 50)
+    house.agent.end(early)
+    house.minute()
+    house.clock.advance(1)
+    house.restart(late)
+    house.minute()
+    late_view = house.ask("receipt", receipt="rcpt_late", account="acme", operator=True)
+    assert late_view["status"] == "unmetered"
+    assert "energy_mj" not in late_view
+    assert [line["layer"] for line in late_view["lines"]] == ["engine", "exchange", "brain", "agents"]
+    exported = house.ask("receipt_export", receipts=["rcpt_early", "rcpt_late"])
+    assert verify_bundle(exported).ok
+    for old, new, said in (
+        ("unmetered", "final", "the leaf says 'unmetered'"),
+        ('"status":"unmetered"', '"status":"unmetered","energy_mj":0', "energy_mj is 0, the leaves do not know it"),
+    ):
+        assert old in exported
+        assert any(said in wrong for wrong in verify_bundle(exported.replace(old, new)).wrong)
+    energy = {row.receipt: row.energy_mj for row in house.ask("sold")["rows"]}
+    assert (energy["rcpt_early"] > 0, energy["rcpt_late"]) == (True, None)
+    books = house.ask("books")
+    assert (books["closed"], books["receipts_without_energy_record"]) == (True, 0)
+    house.close()
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])

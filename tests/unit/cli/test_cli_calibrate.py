@@ -18,7 +18,7 @@ from tokenworks.cli import main
 from tokenworks.datadir import Run
 from tokenworks.device.discovery import discover
 from tokenworks.engine import calibrate as module
-from tokenworks.engine.embedded import Door
+from tokenworks.engine.local import Door
 from tokenworks.engine.perf.calibrated import Target
 
 

@@ -14,7 +14,7 @@ from tokenworks.engine import replica as life_of
 from tokenworks.engine.adapter import Timing
 from tokenworks.engine.models import catalogue, model_named
 from tokenworks.engine.record import Replica
-from tokenworks.engine.replica import Life, ReplicaSpec, State, came_up, drain, may_start, started, stopped, went_down
+from tokenworks.engine.replica import Life, ReplicaSpec, State, came_up, may_start, started, went_down
 
 SPEC = ReplicaSpec(name="r", model="m", site="s", slice="s/0", slots=2, context_tokens=256, api_key="sk-secret")
 
@@ -45,19 +45,11 @@ def test_it_may_start_when_cold_or_after_its_pause() -> None:
     failed = went_down(started(Life(), 0), 0)
     assert not may_start(failed, failed.next_try_ns - 1)
     assert may_start(failed, failed.next_try_ns)
-    for state in (State.LOADING, State.READY, State.DRAINING, State.ASLEEP):
+    for state in (State.LOADING, State.READY, State.ASLEEP):
         assert not may_start(Life(state=state), 10**18)
         if state is not State.ASLEEP:
             with pytest.raises(ValueError, match=f"is {state} cannot"):
                 started(Life(state=state), 0)
-
-
-def test_draining_ends_cold() -> None:
-    """A replica that was asked to leave has not failed when it is gone, and a late health check does not revive it."""
-    draining = drain(came_up(started(Life(), 0), 1), 2)
-    assert came_up(draining, 3).state is State.DRAINING
-    assert went_down(draining, 3) == stopped(draining, 3) == Life(since_ns=3)
-    assert drain(started(Life(), 0), 1).state is State.COLD
 
 
 @given(st.integers(0, 10**6))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tokenworks.core.clock import ManualClock
 from tokenworks.core.errors import EngineDown, EngineFailed
 from tokenworks.core.words import Request
+from tokenworks.engine.adapter import Nap
 from tokenworks.engine.mirror import Mirror, ReplicaNow, Use, now_of, used
-from tokenworks.engine.nap import Nap
 from tokenworks.engine.record import FAILED_MAX, Address, Replica
 from tokenworks.engine.replica import Life, ReplicaSpec, State, came_up, fell_asleep, started, went_down
 

@@ -235,6 +235,19 @@ def test_corrections_are_shown_beside_what_they_correct() -> None:
     assert "records" not in view()
 
 
+def test_energy_of_a_work_that_came_too_late_is_absent() -> None:
+    """After a line of zeros that read as no energy: no record has its time, so nothing is known of it."""
+    zeros = msgspec.structs.replace(ENERGY, **dict.fromkeys(FIGURES, 0))
+    receipt = receipt_view(replace(estimate=ENERGY), [Metered(7, zeros, INTERVAL)], SITE, operator=True)
+    assert receipt["status"] == "unmetered"
+    assert not {"energy_mj", "carbon_ug", "records"} & receipt.keys()
+    assert not {"power", "site", "device"} & layers(receipt).keys()
+    going = msgspec.structs.replace(zeros, ended=False)
+    assert "status" not in receipt_view(SETTLED, [Metered(7, going, INTERVAL)], SITE, operator=True)
+    whole = [Metered(7, ENERGY, INTERVAL), Metered(8, zeros, INTERVAL)]  # told after the cut, but known before it
+    assert receipt_view(SETTLED, whole, SITE, operator=True)["energy_mj"] == 1_500
+
+
 @pytest.mark.parametrize("operator", [True, False])
 def test_what_is_unknown_is_absent(operator: bool) -> None:
     """No site facts, no timing, no cost: the words are not there, neither empty nor as a zero."""
@@ -277,7 +290,7 @@ def test_any_receipt_is_json_without_a_null(
     energy = None if figures is None else EnergyLine(receipt="rcpt_1", ended=True, **figures)
     receipt = view(replace(decision=decision, work=work), energy, site, operator=operator, metered=metered)
     assert b"null" not in msgspec.json.encode(receipt)
-    if energy is not None:
+    if energy is not None and (energy.slice_ns or not metered):
         assert receipt["energy_mj"] == energy.energy_mj + energy.overhead_mj
         assert ("carbon_ug" in receipt) is (energy.carbon_ug is not None)
 

@@ -517,14 +517,14 @@ def test_unmetered_work_is_told_until_an_interval_takes_it(data: Path, service: 
     for command in (settling("a"), settling("b"), interval(0, "a", "c"), interval(60, "b", ended=False)):
         journal.append(encode_command(command))
     service.catch_up()
-    assert [work.receipt for work in service.unmetered()] == ["b"]
+    assert [work.receipt for work in service.store.unmetered()] == ["b"]
     journal.append(encode_command(settling("c")))
     service.catch_up()
-    assert [work.receipt for work in service.unmetered()] == ["b"]
+    assert [work.receipt for work in service.store.unmetered()] == ["b"]
     journal.append(encode_command(interval(120, "b")))
     journal.close()
     service.catch_up()
-    assert service.unmetered() == []
+    assert service.store.unmetered() == []
 
 
 def test_a_late_work_is_on_its_receipt_and_in_all_sums(data: Path, service: LedgerService) -> None:
@@ -534,13 +534,13 @@ def test_a_late_work_is_on_its_receipt_and_in_all_sums(data: Path, service: Ledg
     settled = [command for name in names for command in (holding(name), settling(name))]
     journal = write(data, [*settled, interval(0, "rcpt_a")], service.hello(GATEWAY, None))
     service.catch_up()
-    assert [work.receipt for work in service.unmetered()] == ["rcpt_b"]
+    assert [work.receipt for work in service.store.unmetered()] == ["rcpt_b"]
     before = answer(service, "receipt_export", receipts=["rcpt_a"])
     for command in (correcting(0, 1, "rcpt_b"), correcting(0, 2, "rcpt_a"), correcting(0, 2, "rcpt_a")):
         journal.append(encode_command(command))
     journal.close()
     assert red(service) == {"no record was left out"}, "what came twice"
-    assert service.unmetered() == []
+    assert service.store.unmetered() == []
     late = answer(service, "receipt", receipt="rcpt_b", account="acme", operator=True)
     assert (late["status"], late["energy_mj"], [r["corrects"] for r in late["records"]]) == ("final", 11, [1])
     both = answer(service, "receipt", receipt="rcpt_a", account="acme", operator=False)

@@ -18,8 +18,8 @@ from tokenworks.exchange.journal import Position
 from tokenworks.exchange.log.leaves import Metered, Settled, Totals
 from tokenworks.exchange.state import Entry, State, Tally
 from tokenworks.exchange.store import Store, base, open_store
+from tokenworks.exchange.store.documents import doc
 from tokenworks.exchange.store.fits import FIGURE_MAX, refuse_unstorable
-from tokenworks.exchange.store.rights import doc
 from tokenworks.exchange.words import (
     Account,
     AddKey,

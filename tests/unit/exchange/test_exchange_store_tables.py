@@ -20,7 +20,6 @@ from tokenworks.exchange.store import Store, base, migrate, open_store
 from tokenworks.exchange.store.database import queries
 from tokenworks.exchange.store.fits import FIGURE_MAX
 from tokenworks.exchange.store.log_tables import LogTables
-from tokenworks.exchange.store.sqlite import SqliteStore
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +88,8 @@ def test_overrides_stand_for_statements_that_exist() -> None:
 
 
 def test_a_file_is_opened_again_as_it_was(tmp_path: Path) -> None:
-    """By its name or its path, under the old name of the class too: the tables stay, and what is in them."""
-    first = SqliteStore(tmp_path / "ledger.db")
+    """By its name or its path: the tables stay, and what is in them."""
+    first = open_store(tmp_path / "ledger.db")
     first.save_position("gateway", 1)
     first.close()
     again = open_store(str(tmp_path / "ledger.db"))

@@ -14,6 +14,7 @@ from tokenworks.core.words import Provenance, Word
 from tokenworks.engine.perf.clock import Clock, Done, Job, Limits
 from tokenworks.engine.perf.iteration import BOTTLENECKS, OVERHEADS, TERMS, Batch, Work
 from tokenworks.engine.perf.robust_fit import Prior, Row, fit, predicted
+from tokenworks.engine.perf.simulate import energies, usual_tokens
 
 CHUNK = 2048
 """Tokens of one iteration: the default of llama.cpp (``n_batch``), and of vLLM on most devices."""
@@ -146,6 +147,12 @@ class Calibration(Word, frozen=True):
         """Output tokens a second of a lone request."""
         return 1 / (self.speed.iteration_s + self.speed.sequence_s + STARTING_TOKENS * self.speed.context_s)
 
+    def energies(self, slots: int, context_tokens: int, busy_mw: int) -> dict[str, int]:
+        """As ``simulate.modelled``; what a device draws for which kind of work does not show from outside."""
+        tokens, speed = usual_tokens(context_tokens), self.speed
+        once_s, prompt_s = speed.iteration_s + speed.sequence_s * slots, speed.prompt_s + speed.attention_s * tokens / 2
+        return energies(once_s, 1.5 * tokens * slots, speed.context_s, slots, prompt_s, busy_mw, busy_mw)
+
     def about(self) -> str:
         """For a receipt."""
         where = " ".join(filter(None, (self.target.url, self.target.engine)))
@@ -160,7 +167,6 @@ class SpeedPace:
         self.per_context = speed.context_s
 
     def base(self, sequences: int, prompt: int, prompt_context: float) -> float:
-        """See ``Pace``."""
         speed = self._speed
         own = speed.iteration_s + speed.sequence_s * sequences
         return own + speed.prompt_s * prompt + speed.attention_s * prompt_context
@@ -197,15 +203,12 @@ def replay(speed: Speed, seats: int, users: Sequence[Sequence[Asked]]) -> tuple[
         done += finished
         for one in finished:
             send(one.job.id, one.end_s)
-    tally = clock.tally
-    sums = tally.sequences, tally.context, tally.prompt, tally.prompt_context, tally.mixed
-    batch = Batch(**{name: total / tally.iterations for name, total in zip(Batch.__struct_fields__, sums, strict=True)})
     figures = Figures(
         tokens_s=sum(one.job.output for one in done) / max(one.end_s for one in done),
         tpot_s=fmean(one.tpot_s for one in done),
         ttft_s=fmean(one.ttft_s for one in done) + speed.request_s,
     )
-    return figures, batch
+    return figures, clock.tally.batch()
 
 
 def limits_of(work: Work, batch: Batch, weight_bytes: float | None = None) -> dict[str, float]:
@@ -235,11 +238,7 @@ def bottlenecks(speed: Speed, batch: Batch, limits: Mapping[str, float] | None) 
     compute = min(each, limits["decode compute"])
     sent = min(each - compute, limits["communication"])
     worked = {
-        "weights": weights,
-        "kv": kv,
-        "decode compute": compute,
-        "prefill compute": prefill,
-        "communication": sent,
-    }
+        "weights": weights, "kv": kv, "decode compute": compute, "prefill compute": prefill, "communication": sent,
+    }  # fmt: skip
     over = {"per-layer overhead": once - weights, "per-sequence overhead": each - compute - sent}
     return tuple(Part(name=name, seconds=took, limit_s=limits.get(name)) for name, took in (worked | over).items())

@@ -21,6 +21,7 @@ import msgspec
 
 from tokenworks.core.errors import BadRequest
 from tokenworks.core.words import Word
+from tokenworks.engine.perf.iteration import Batch
 
 
 class Pace(Protocol):
@@ -82,7 +83,7 @@ class Done(Word, frozen=True):
 
 
 class Tally(msgspec.Struct):
-    """What happened in busy time; divided by ``iterations`` it is the mean batch."""
+    """What happened in busy time."""
 
     busy_s: float = 0.0
     iterations: int = 0
@@ -92,6 +93,10 @@ class Tally(msgspec.Struct):
     context: int = 0
     prompt: int = 0
     prompt_context: float = 0.0
+
+    def batch(self) -> Batch:
+        """The mean iteration."""
+        return Batch(**{name: getattr(self, name) / self.iterations for name in Batch.__struct_fields__})
 
 
 class Clock:

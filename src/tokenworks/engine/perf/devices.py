@@ -27,15 +27,11 @@ def device_spec(row: Accelerator) -> DeviceSpec:
     memory, bandwidth, bf16 = (value / 1e3 for value in figures.values() if value)
     # A data sheet's gigabyte of memory is 2^30 bytes: an 80 GB H100 shows 81559 MiB, a 141 GB H200 143771 MiB.
     return DeviceSpec(
-        id=row.id,
-        memory_bytes=memory * 2**30,
-        bandwidth_gb_s=bandwidth,
-        bf16_tflops=bf16,
-        fp8_tflops=row.fp8_dense_gflops and row.fp8_dense_gflops / 1e3,
-        fp4_tflops=FP4_TFLOPS.get(row.id),
+        id=row.id, memory_bytes=memory * 2**30, bandwidth_gb_s=bandwidth, bf16_tflops=bf16,
+        fp8_tflops=row.fp8_dense_gflops and row.fp8_dense_gflops / 1e3, fp4_tflops=FP4_TFLOPS.get(row.id),
         link_gb_s=row.interconnect_mb_s_bidir and row.interconnect_mb_s_bidir / 1e3,
         board_w=row.board_mw and row.board_mw / 1e3,
-    )
+    )  # fmt: skip
 
 
 def device_named(name: str) -> DeviceSpec:

@@ -13,24 +13,6 @@ from functools import cached_property
 from tokenworks.core.words import Word
 from tokenworks.engine.perf.plan import WEIGHT_BYTES, Plan
 
-TERMS = (
-    "weights",
-    "dequantise",
-    "kv",
-    "decode_flops",
-    "prefill_flops",
-    "prefill_experts",
-    "prefill_attention",
-    "decode_communication",
-    "prefill_communication",
-    "layer_us",
-    "expert_us",
-    "sparse_us",
-    "sequence_us",
-)
-"""The coefficients, in the order of ``Work.terms``."""
-OVERHEADS = ("layer_us", "expert_us", "sparse_us", "sequence_us")
-"""Those that the engine's own code decides: they carry its factor."""
 BOTTLENECKS = {
     "weights": ("weights", "dequantise"),
     "kv": ("kv",),
@@ -41,6 +23,10 @@ BOTTLENECKS = {
     "per-sequence overhead": ("sequence_us",),
 }
 """What an operator is told: where an iteration's time goes."""
+TERMS = tuple(term for terms in BOTTLENECKS.values() for term in terms)
+"""The coefficients, in the order of ``Work.terms``."""
+OVERHEADS = TERMS[-4:]
+"""Those that the engine's own code decides: they carry its factor."""
 
 
 class Batch(Word, frozen=True):

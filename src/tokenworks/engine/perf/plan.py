@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from tokenworks.core.errors import BadRequest, nearest
+from tokenworks.core.errors import BadRequest, did_you_mean
 from tokenworks.core.words import Word
 from tokenworks.engine.perf.shapes import Shape
 
@@ -50,8 +50,7 @@ class Plan(Word, frozen=True, dict=True):
 
     def __post_init__(self) -> None:
         if self.precision not in WEIGHT_BYTES:
-            near = nearest(self.precision, WEIGHT_BYTES)
-            hint = f"did you mean {near!r}?" if near else "known: " + ", ".join(WEIGHT_BYTES)
+            hint = did_you_mean(self.precision, WEIGHT_BYTES, "known: " + ", ".join(WEIGHT_BYTES))
             raise BadRequest(f"no precision {self.precision!r}", hint=hint)
         if min(self.tp, self.dp, self.ep) < 1 or self.gpus % self.ep:
             raise BadRequest(f"tp {self.tp}, dp {self.dp} and ep {self.ep} do not split {self.gpus} devices")

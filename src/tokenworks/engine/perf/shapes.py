@@ -12,7 +12,7 @@ from importlib.resources import files
 
 import msgspec
 
-from tokenworks.core.errors import UnknownModel, nearest
+from tokenworks.core.errors import UnknownModel, did_you_mean
 from tokenworks.core.words import Word
 
 
@@ -127,6 +127,5 @@ def shape_named(name: str) -> Shape:
     bare = re.sub(r"-(fp8|fp4|nvfp4|mxfp4|int4|awq|bf16)(-v\d)?$", "", word.rpartition("/")[2])
     if found := known.get(word) or known.get(bare):
         return found
-    near = nearest(word, known)
-    hint = f"did you mean {near!r}?" if near else "known: " + ", ".join(sorted(shapes()))
+    hint = did_you_mean(word, known, "known: " + ", ".join(sorted(shapes())))
     raise UnknownModel(f"no shape is known of model {name!r}", hint=hint)

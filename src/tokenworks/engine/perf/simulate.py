@@ -13,7 +13,7 @@ from tokenworks.core.words import Word
 from tokenworks.engine.perf.clock import Clock, Done, Job, Limits, Pace
 from tokenworks.engine.perf.iteration import BOTTLENECKS, TERMS, Batch, Coefficients, Work, seconds
 from tokenworks.engine.perf.plan import Plan
-from tokenworks.engine.perf.shipped import Shipped
+from tokenworks.engine.perf.shipped import Shipped, shipped
 
 LENGTHS = (0.8, 1.0)
 """Requests have lengths between these parts of the nominal one, as in the measured runs (random range ratio 0.8)."""
@@ -122,15 +122,46 @@ def activity(terms: tuple[float, ...], parts: Mapping[str, float]) -> tuple[floa
     return 1 - overhead / whole, min(1.0, compute / whole)
 
 
+def energies(
+    once_s: float, context: float, context_s: float, prompt: float, prompt_s: float, decode_mw: float, prompt_mw: float
+) -> dict[str, int]:
+    """Fields of a site's ``SliceLoad``, from an iteration with so many tokens before it and in prompts. What is neither
+    a prompt's nor a context's own (weights, overheads, talk between devices) is streaming."""
+    return {
+        "stream_mw": round(decode_mw * once_s / (once_s + context * context_s + prompt * prompt_s)),
+        "prefill_nj": round(prompt_mw * prompt_s * 1e6),
+        "context_nj": round(decode_mw * context_s * 1e6),
+    }
+
+
+def usual_tokens(context_tokens: int) -> int:
+    """Of a prompt and of an answer, as in published measurements; less where they do not fit into the context."""
+    return max(1, min(1_024, context_tokens // 2))
+
+
+def modelled(plan: Plan, slots: int, context_tokens: int, idle_mw: int, busy_mw: int) -> dict[str, int]:
+    """``energies`` of a full, steady batch of usual requests; ``busy_mw``, at most, is above idle."""
+    tokens, made = usual_tokens(context_tokens), shipped()
+    work, context = Work(plan=plan, typical_context=1.5 * tokens), 1.5 * tokens * slots
+
+    def iteration(batch: Batch) -> tuple[dict[str, float], float]:
+        parts = seconds(work, batch, made.iteration)
+        share = made.power.share(*activity(work.terms(batch), parts))
+        return parts, max(0.0, (idle_mw + busy_mw) * share - idle_mw)
+
+    decode, decode_mw = iteration(Batch(sequences=slots, context=context))
+    prompt, prompt_mw = iteration(Batch(sequences=0, context=0, prompt=tokens, prompt_context=tokens**2 / 2))
+    once_s, prompt_s = sum(decode.values()) - decode["kv"], prompt["prefill compute"] / tokens
+    return energies(once_s, context, decode["kv"] / context, slots, prompt_s, decode_mw, prompt_mw)
+
+
 def simulate(plan: Plan, load: Load, shipped: Shipped) -> Figures:
     """Run ``load`` on one replica. Raises BadRequest when the model, or one request, does not fit the devices."""
     work = Work(plan=plan, typical_context=load.isl + load.osl / 2)
     room = limits(load, max(1, plan.sequences_max(load.isl + load.osl)))
     swap_s = plan.shape.adapter_bytes(load.lora_rank) / plan.tp / HOST_BYTES_S
     done, clock = closed_loop(WorkPace(work, shipped.iteration), room, load, swap_s)
-    tally, end_s = clock.tally, max(one.end_s for one in done)
-    sums = tally.sequences, tally.context, tally.prompt, tally.prompt_context, tally.mixed
-    batch = Batch(**{name: total / tally.iterations for name, total in zip(Batch.__struct_fields__, sums, strict=True)})
+    batch, end_s = clock.tally.batch(), max(one.end_s for one in done)
     parts = seconds(work, batch, shipped.iteration)
     iteration_s = sum(parts.values())
     front = shipped.front.get(plan.engine, shipped.front["any"])
@@ -139,13 +170,7 @@ def simulate(plan: Plan, load: Load, shipped: Shipped) -> Figures:
     deciles = quantiles(first, n=10, method="inclusive")
     share = shipped.power.share(*activity(work.terms(batch), parts))
     return Figures(
-        tpot_s=fmean(one.tpot_s for one in done),
-        ttft_s=fmean(first),
-        ttft_p50_s=deciles[4],
-        ttft_p90_s=deciles[8],
-        output_tokens_s=sum(one.job.output for one in done) / end_s,
-        iteration_s=iteration_s,
-        batch=batch,
-        parts=parts,
-        power_w=plan.device.board_w and plan.device.board_w * plan.gpus * share,
-    )
+        tpot_s=fmean(one.tpot_s for one in done), ttft_s=fmean(first), ttft_p50_s=deciles[4], ttft_p90_s=deciles[8],
+        output_tokens_s=sum(one.job.output for one in done) / end_s, iteration_s=iteration_s, batch=batch,
+        parts=parts, power_w=plan.device.board_w and plan.device.board_w * plan.gpus * share,
+    )  # fmt: skip

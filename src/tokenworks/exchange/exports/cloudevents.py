@@ -23,12 +23,7 @@ def events(sold: Iterable[Sold], source: str = "/tokenworks") -> Iterator[dict[s
         usage = dict(row.usage.counts()) | {"certainty": row.usage.certainty}
         charged = {"charged_nano": row.charged_nano, "charged_ustu": row.charged_ustu}
         yield {
-            "specversion": "1.0",
-            "id": row.receipt,
-            "source": source,
-            "type": TYPE,
-            "subject": row.account,
-            "time": f"{iso(row.at_ns)[:-1]}.{row.at_ns % NS_PER_S:09d}Z",
-            "datacontenttype": "application/json",
+            "specversion": "1.0", "id": row.receipt, "source": source, "type": TYPE, "subject": row.account,
+            "time": f"{iso(row.at_ns)[:-1]}.{row.at_ns % NS_PER_S:09d}Z", "datacontenttype": "application/json",
             "data": msgspec.to_builtins(row) | {"usage": usage} | charged,
-        }
+        }  # fmt: skip

@@ -16,16 +16,7 @@ from operator import attrgetter
 import msgspec
 
 from tokenworks.core.units import NS_PER_S, split
-from tokenworks.exchange.exports.focus_table import (
-    EXACT_DIGITS,
-    METERS,
-    NANO_DIGITS,
-    STU_DIGITS,
-    Row,
-    base_row,
-    credit_row,
-    purchase_row,
-)
+from tokenworks.exchange.exports import focus_table
 from tokenworks.exchange.exports.sold import Catalogue, Credit, Purchase, Sold, decimal, parts
 from tokenworks.exchange.words import Grant
 
@@ -57,14 +48,9 @@ _COMMON = attrgetter(
 
 
 def rows(
-    sold: Iterable[Sold],
-    *,
-    provider: str,
-    known: Catalogue,
-    grants: Mapping[str, Grant] | None = None,
-    purchases: Iterable[Purchase] = (),
-    credits_: Iterable[Credit] = (),
-) -> list[Row]:
+    sold: Iterable[Sold], *, provider: str, known: Catalogue, grants: Mapping[str, Grant] | None = None,
+    purchases: Iterable[Purchase] = (), credits_: Iterable[Credit] = (),
+) -> list[focus_table.Row]:  # fmt: skip
     """The rows of a dataset, oldest first. ``provider`` is who sells and invoices; ``grants`` gives packages' prices.
 
     Without the grant of a burn its effective cost is the book's value of what it covered. Memory is bounded by the rows
@@ -75,8 +61,8 @@ def rows(
     for row in sold:
         _add(sums, row, known, _package_nano(row, grants or {}, burnt))
     usage = [_usage_row(each, provider, known) for each in sums.values()]
-    bought = [purchase_row(each, provider) for each in purchases]
-    given = [credit_row(each, provider) for each in credits_]
+    bought = [focus_table.purchase_row(each, provider) for each in purchases]
+    given = [focus_table.credit_row(each, provider) for each in credits_]
     return sorted([*usage, *bought, *given], key=lambda row: (row["ChargePeriodStart"] or "", row["SkuId"] or ""))
 
 
@@ -128,53 +114,40 @@ def _plus(sum_: int | None, more: int | None) -> int | None:
     return None if sum_ is None or more is None else sum_ + more
 
 
-def _usage_row(sum_: _Sum, provider: str, known: Catalogue) -> Row:
-    of = sum_.of
+def _usage_row(sum_: _Sum, provider: str, known: Catalogue) -> focus_table.Row:
+    of, meter = sum_.of, focus_table.METERS[sum_.bucket]
     prices = known.get((of.rate_card, of.price_book))
     contracted = prices.line(of.model, of.price_class)[sum_.bucket] if prices else None
     listed = prices.line(of.model)[sum_.bucket] if prices else None
-    paid = decimal(sum_.effective_nano, NANO_DIGITS)
-    unit_price, list_price = (decimal(each[1], NANO_DIGITS) if each else None for each in (contracted, listed))
+    paid = decimal(sum_.effective_nano, focus_table.NANO_DIGITS)
+    unit_price, list_price = (
+        decimal(each[1], focus_table.NANO_DIGITS) if each else None for each in (contracted, listed)
+    )
     priced: tuple[str | None, ...] = (of.currency, paid, unit_price, list_price)
     if sum_.packaged:
         # Micro-STU per token is the same number as STU per million tokens.
         rates = (None if rate is None else str(rate[0]) for rate in (contracted, listed))
-        priced = ("STU", decimal(sum_.ustu, STU_DIGITS), *rates)
+        priced = ("STU", decimal(sum_.ustu, focus_table.STU_DIGITS), *rates)
     period_ns = sum_.start_ns, sum_.start_ns + HOUR_NS
-    return base_row(provider, of, sum_.start_ns, period_ns, priced) | {
-        "BilledCost": decimal(sum_.billed_nano, NANO_DIGITS),
-        "EffectiveCost": paid,
-        # Unit price times quantity is the cost, to the last digit; without a unit price the cost is what was paid.
-        "ListCost": decimal(sum_.tokens * listed[1], EXACT_DIGITS) if listed else paid,
-        "ContractedCost": decimal(sum_.tokens * contracted[1], EXACT_DIGITS) if contracted else paid,
-        "ListUnitPrice": list_price,
-        "ContractedUnitPrice": unit_price,
-        "ChargeCategory": "Usage",
-        "ChargeDescription": f"{METERS[sum_.bucket]} of {of.model}{', from packages' if sum_.packaged else ''}",
-        "ChargeFrequency": "Usage-Based",
-        "ConsumedQuantity": str(sum_.tokens),
-        "ConsumedUnit": "Tokens",
-        "PricingCategory": "Standard",
-        "PricingQuantity": decimal(sum_.tokens, STU_DIGITS),
-        "PricingUnit": PRICING_UNIT,
-        "PublisherName": of.entity or provider,
-        "RegionId": of.site or None,
-        "RegionName": of.site or None,
-        "SkuId": f"{of.model}/{sum_.bucket}",
-        "SkuMeter": METERS[sum_.bucket],
+    # Unit price times quantity is the cost, to the last digit; without a unit price the cost is what was paid.
+    return focus_table.base_row(provider, of, sum_.start_ns, period_ns, priced) | {
+        "BilledCost": decimal(sum_.billed_nano, focus_table.NANO_DIGITS), "EffectiveCost": paid,
+        "ListCost": decimal(sum_.tokens * listed[1], focus_table.EXACT_DIGITS) if listed else paid,
+        "ContractedCost": decimal(sum_.tokens * contracted[1], focus_table.EXACT_DIGITS) if contracted else paid,
+        "ListUnitPrice": list_price, "ContractedUnitPrice": unit_price,
+        "ChargeCategory": "Usage", "ChargeFrequency": "Usage-Based",
+        "ChargeDescription": f"{meter} of {of.model}{', from packages' if sum_.packaged else ''}",
+        "ConsumedQuantity": str(sum_.tokens), "ConsumedUnit": "Tokens",
+        "PricingCategory": "Standard", "PricingUnit": PRICING_UNIT,
+        "PricingQuantity": decimal(sum_.tokens, focus_table.STU_DIGITS),
+        "PublisherName": of.entity or provider, "RegionId": of.site or None, "RegionName": of.site or None,
+        "SkuId": f"{of.model}/{sum_.bucket}", "SkuMeter": meter,
         "SkuPriceId": f"{of.price_book}/{of.price_class}/{of.model}/{sum_.bucket}",
         "SkuPriceDetails": msgspec.json.encode({"x_PriceClass": of.price_class}).decode(),
-        "SubAccountId": of.budget,
-        "SubAccountName": of.budget,
-        "SubAccountType": "Budget",
-        "x_Model": of.model,
-        "x_UsageBucket": sum_.bucket,
-        "x_STU": decimal(sum_.ustu, STU_DIGITS),
-        "x_Requests": str(sum_.requests),
+        "SubAccountId": of.budget, "SubAccountName": of.budget, "SubAccountType": "Budget",
+        "x_Model": of.model, "x_UsageBucket": sum_.bucket, "x_Entity": of.entity or None,
+        "x_STU": decimal(sum_.ustu, focus_table.STU_DIGITS), "x_Requests": str(sum_.requests),
         "x_EnergyMj": None if sum_.energy_mj is None else str(sum_.energy_mj),
         "x_CarbonUg": None if sum_.carbon_ug is None else str(sum_.carbon_ug),
-        "x_Entity": of.entity or None,
-        "x_RateCard": of.rate_card,
-        "x_PriceBook": of.price_book,
-        "x_PriceClass": of.price_class,
-    }
+        "x_RateCard": of.rate_card, "x_PriceBook": of.price_book, "x_PriceClass": of.price_class,
+    }  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 
 from tokenworks.core.errors import BadRequest
 from tokenworks.core.units import NS_PER_S
+from tokenworks.core.words import BUCKETS
 from tokenworks.exchange.exports.sold import Credit, Purchase, Sold, decimal, invoice_id, iso, month_of
 
 Row = dict[str, str | None]
@@ -33,16 +34,7 @@ OWN_COLUMNS = (
     *("x_RateCard", "x_PriceBook", "x_PriceClass"),
 )
 DECIMALS = {name for name in COLUMNS if name.endswith(("Cost", "Quantity", "UnitPrice"))}
-METERS = {
-    "input": "Input Tokens",
-    "cached_input": "Cached Input Tokens",
-    "cache_write": "Cache Write Tokens",
-    "output": "Output Tokens",
-    "reasoning": "Reasoning Tokens",
-    "image": "Image Tokens",
-    "audio": "Audio Tokens",
-    "video": "Video Tokens",
-}
+METERS = {bucket: f"{bucket.replace('_', ' ').title()} Tokens" for bucket in BUCKETS}
 PRICED_IN = (
     "PricingCurrency",
     "PricingCurrencyEffectiveCost",
@@ -60,23 +52,14 @@ def base_row(
     """What all rows have: who is billed when, the period, and PRICED_IN. Every other column is null until said."""
     month = month_of(at_ns)
     return dict.fromkeys((*COLUMNS, *OWN_COLUMNS)) | {
-        "BillingAccountId": of.account,
-        "BillingAccountName": of.account_name,
-        "BillingAccountType": "Account",
-        "BillingCurrency": of.currency,
-        "BillingPeriodStart": iso(month[0]),
-        "BillingPeriodEnd": iso(month[1]),
-        "ChargePeriodStart": iso(period_ns[0]),
-        "ChargePeriodEnd": iso(period_ns[1]),
+        "BillingAccountId": of.account, "BillingAccountName": of.account_name, "BillingAccountType": "Account",
+        "BillingCurrency": of.currency, "BillingPeriodStart": iso(month[0]), "BillingPeriodEnd": iso(month[1]),
+        "ChargePeriodStart": iso(period_ns[0]), "ChargePeriodEnd": iso(period_ns[1]),
         "InvoiceId": invoice_id(of.account, at_ns),
-        "InvoiceIssuerName": provider,
-        "ProviderName": provider,
-        "PublisherName": provider,
-        "ServiceCategory": "AI and Machine Learning",
-        "ServiceSubcategory": "Generative AI",
-        "ServiceName": "Tokens",
+        "InvoiceIssuerName": provider, "ProviderName": provider, "PublisherName": provider,
+        "ServiceCategory": "AI and Machine Learning", "ServiceSubcategory": "Generative AI", "ServiceName": "Tokens",
         **dict(zip(PRICED_IN, priced, strict=True)),
-    }
+    }  # fmt: skip
 
 
 def purchase_row(bought: Purchase, provider: str) -> Row:
@@ -87,16 +70,11 @@ def purchase_row(bought: Purchase, provider: str) -> Row:
     return base_row(provider, bought, bought.at_ns, period_ns, priced) | {
         **dict.fromkeys(("BilledCost", "ListCost", "ContractedCost", "ListUnitPrice", "ContractedUnitPrice"), price),
         "EffectiveCost": "0",
-        "ChargeCategory": "Purchase",
-        "ChargeDescription": f"Package {bought.package}",
-        "ChargeFrequency": "One-Time",
-        "PricingCategory": "Standard",
-        "PricingQuantity": "1",
-        "PricingUnit": "Packages",
-        "SkuId": f"package/{bought.package}",
-        "SkuPriceId": f"package/{bought.package}/{bought.id}",
+        "ChargeCategory": "Purchase", "ChargeDescription": f"Package {bought.package}", "ChargeFrequency": "One-Time",
+        "PricingCategory": "Standard", "PricingQuantity": "1", "PricingUnit": "Packages",
+        "SkuId": f"package/{bought.package}", "SkuPriceId": f"package/{bought.package}/{bought.id}",
         "x_STU": decimal(bought.size_ustu, STU_DIGITS),
-    }
+    }  # fmt: skip
 
 
 def credit_row(credit: Credit, provider: str) -> Row:

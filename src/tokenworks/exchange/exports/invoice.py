@@ -15,8 +15,8 @@ import msgspec
 
 from tokenworks.core.errors import BooksDoNotClose
 from tokenworks.core.units import money_text, stu_text
-from tokenworks.core.words import Word
-from tokenworks.exchange.exports.sold import Catalogue, Credit, Purchase, Sold, invoice_id, iso, like, month_of, parts
+from tokenworks.core.words import Word, like
+from tokenworks.exchange.exports.sold import Catalogue, Credit, Purchase, Sold, invoice_id, iso, month_of, parts
 from tokenworks.exchange.prices import TOKENS_PER_PRICE, Prices
 
 Funding = Literal["paid", "part", "package"]
@@ -62,18 +62,10 @@ class Invoice(Word, frozen=True):
 
 
 def invoice(
-    sold: Iterable[Sold],
-    *,
-    account: str,
-    account_name: str,
-    currency: str,
-    since_ns: int,
-    until_ns: int,
-    known: Catalogue,
-    purchases: Iterable[Purchase] = (),
-    credits_: Iterable[Credit] = (),
+    sold: Iterable[Sold], *, account: str, account_name: str, currency: str, since_ns: int, until_ns: int,
+    known: Catalogue, purchases: Iterable[Purchase] = (), credits_: Iterable[Credit] = (),
     owed_nano: int | None = None,
-) -> Invoice:
+) -> Invoice:  # fmt: skip
     """The account's invoice of [since, until). Rows of others and of other times are left out.
 
     ``owed_nano`` is what the ledger says the customer came to owe in the period. Raises BooksDoNotClose when that is
@@ -100,20 +92,11 @@ def invoice(
     monthly = (since_ns, until_ns) == month_of(since_ns)
     return Invoice(
         id=invoice_id(account, since_ns) if monthly else f"{account}-{iso(since_ns)}-{iso(until_ns)}",
-        account=account,
-        account_name=account_name,
-        currency=currency,
-        since_ns=since_ns,
-        until_ns=until_ns,
-        receipts=len(used),
-        lines=lines,
-        packages=tuple(bought),
-        credits=tuple(given),
-        rounding_nano=charged - sum(line.nano for line in lines),
-        total_nano=total,
-        ustu=sum(row.charged_ustu for row in used),
-        loss_nano=sum(row.loss_nano for row in used),
-    )
+        account=account, account_name=account_name, currency=currency, since_ns=since_ns, until_ns=until_ns,
+        receipts=len(used), lines=lines, packages=tuple(bought), credits=tuple(given),
+        rounding_nano=charged - sum(line.nano for line in lines), total_nano=total,
+        ustu=sum(row.charged_ustu for row in used), loss_nano=sum(row.loss_nano for row in used),
+    )  # fmt: skip
 
 
 def _of(account: str, since_ns: int, until_ns: int, currency: str, rows: Iterable[_Row]) -> list[_Row]:

@@ -63,14 +63,9 @@ def usage_page(sold: Iterable[Sold], *, bucket_width: str = "1d", **asked: Unpac
 
 
 def costs_page(
-    sold: Iterable[Sold],
-    *,
-    known: Catalogue,
-    currency: str,
-    purchases: Iterable[Purchase] = (),
-    credits_: Iterable[Credit] = (),
-    **asked: Unpack[Asked],
-) -> Page:
+    sold: Iterable[Sold], *, known: Catalogue, currency: str, purchases: Iterable[Purchase] = (),
+    credits_: Iterable[Credit] = (), **asked: Unpack[Asked],
+) -> Page:  # fmt: skip
     """Money per day: usage beyond packages, packages sold, credits. Raises BadRequest."""
 
     def charges() -> Iterator[Charge]:
@@ -94,17 +89,12 @@ def costs_page(
 def _counts(row: Sold) -> dict[str, int]:
     usage = row.usage
     return {
-        "input_tokens": usage.input + usage.cached_input + usage.cache_write,
-        "input_uncached_tokens": usage.input,
-        "input_cached_tokens": usage.cached_input,
-        "input_cache_write_tokens": usage.cache_write,
-        "output_tokens": usage.output + usage.reasoning,
-        "input_image_tokens": usage.image,
-        "input_audio_tokens": usage.audio,
-        "x_input_video_tokens": usage.video,
-        "x_output_reasoning_tokens": usage.reasoning,
-        "num_model_requests": 1,
-    }
+        "input_tokens": usage.input + usage.cached_input + usage.cache_write, "input_uncached_tokens": usage.input,
+        "input_cached_tokens": usage.cached_input, "input_cache_write_tokens": usage.cache_write,
+        "output_tokens": usage.output + usage.reasoning, "input_image_tokens": usage.image,
+        "input_audio_tokens": usage.audio, "x_input_video_tokens": usage.video,
+        "x_output_reasoning_tokens": usage.reasoning, "num_model_requests": 1,
+    }  # fmt: skip
 
 
 def _buckets(asked: Asked, width: int, limits: tuple[int, int]) -> tuple[range, range]:

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from tokenworks.core.units import NS_PER_S, split
-from tokenworks.core.words import Usage, Word
+from tokenworks.core.words import Usage, Word, like
 from tokenworks.exchange.calendar import window_end_ns, window_start_ns
 from tokenworks.exchange.prices import Prices
 from tokenworks.exchange.words import Burn, Grant, Settlement
 
 Catalogue = Mapping[tuple[str, str], Prices]
 """(rate card, price book) -> the prices of that time."""
-_Word = TypeVar("_Word", bound=Word)
 
 
 class Sold(Word, frozen=True):
@@ -104,25 +103,15 @@ class Part(NamedTuple):
 
 
 def sold_of(
-    settled: Settlement,
-    *,
-    account_name: str = "",
-    price_class: str = "standard",
-    energy_mj: int | None = None,
+    settled: Settlement, *, account_name: str = "", price_class: str = "standard", energy_mj: int | None = None,
     carbon_ug: int | None = None,
-) -> Sold:
+) -> Sold:  # fmt: skip
     """A settlement as a row; ``energy_mj`` with its share of the site's overhead."""
     return like(
         settled, Sold, account_name=account_name or settled.account, model=settled.model_served,
         site=settled.decision.chosen.site if settled.decision else "", price_class=price_class, energy_mj=energy_mj,
         carbon_ug=carbon_ug,
     )  # fmt: skip
-
-
-def like(of: Word, kind: type[_Word], **more: object) -> _Word:
-    """A word of another kind: what they have in common, and more."""
-    shared = {name: getattr(of, name) for name in kind.__struct_fields__ if hasattr(of, name)}
-    return kind(**shared | more)
 
 
 def purchase_of(grant: Grant, currency: str, account_name: str = "") -> Purchase:

@@ -56,6 +56,11 @@ class Shown(NamedTuple):
     settlement: Proven
     energy: tuple[Proven, ...] = ()
 
+    def entry(self) -> Object:
+        """As it stands in a bundle."""
+        energy = [part.entry() for part in self.energy]
+        return {"view": self.view, "settlement": self.settlement.entry(), "energy": energy}
+
 
 class Bundle(NamedTuple):
     """Receipts of one account under one checkpoint."""
@@ -72,14 +77,7 @@ class Bundle(NamedTuple):
             "verifier": self.verifier,
             "checkpoint": self.checkpoint,
             "account_salt": self.account_salt.hex(),
-            "receipts": [
-                {
-                    "view": shown.view,
-                    "settlement": shown.settlement.entry(),
-                    "energy": [part.entry() for part in shown.energy],
-                }
-                for shown in self.receipts
-            ],
+            "receipts": [each.entry() for each in self.receipts],
         }
         text = encode(made).decode()
         parse(text)  # a file that its reader would refuse is not handed out

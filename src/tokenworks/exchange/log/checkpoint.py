@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from tokenworks.core.errors import BadRequest, DataDirError
+from tokenworks.core.files import create_private, read_private
 from tokenworks.core.ids import Entropy
-from tokenworks.exchange.log.files import create_private, read_private
 from tokenworks.exchange.log.merkle import EMPTY_ROOT, HASH_BYTES
 
 CHECKPOINT_BYTES_MAX = 65_536

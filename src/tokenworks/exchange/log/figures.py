@@ -36,8 +36,11 @@ BESIDE = {
     "embodied_ug": ("lines.device.embodied_ug",),
 }
 """What an energy record may know, and where its sum is shown."""
+_ENERGIES = ("energy_mj", "lines.power.energy_mj", "lines.site.overhead_mj", "lines.device.slice_us")
 RECORD = ("site", "corrects", "energy_mj", "overhead_mj", "slice_ns", *BESIDE)
 """What a receipt shows of each record when one of them is a correction."""
+UNMETERED = "unmetered"
+"""The status of a receipt whose records gave it no time of a slice: its energy will never be known."""
 # Groups of the view that the leaf states whole: a figure in them that the leaf does not have is as wrong as another.
 _WHOLE = ("usage.", "model.", "records.")
 _PLACE = ("ran_at.site", "ran_at.entity")
@@ -99,6 +102,8 @@ def _settled(leaf: Object) -> Object:
 
 def _metered(leaves: list[Object]) -> Object:
     """The final energy of a receipt: the sums over its intervals and their corrections."""
+    if not sum(e["slice_ns"] for e in leaves):
+        return {"status": UNMETERED}
     energy_mj, overhead_mj = sum(e["energy_mj"] for e in leaves), sum(e["overhead_mj"] for e in leaves)
     shown: Object = {
         "status": "final",
@@ -149,9 +154,9 @@ def differences(view: Object, leaf: Object, energies: list[Object], account_salt
     for path, shown in view.items():
         if path not in states and (path.startswith(_WHOLE) or ("site" not in leaf and path in _PLACE)):
             yield f"{path} is {shown!r}, the leaf has no such figure"
-    if "status" not in states and view.get("status") == "final":
-        yield "status is 'final', and no leaf has the energy record of the request's end"
-    for path in itertools.chain(*BESIDE.values()) if "status" in states else ():
+    if "status" not in states and view.get("status") in ("final", UNMETERED):
+        yield f"status is {view['status']!r}, and no leaf has the energy record of the request's end"
+    for path in itertools.chain(_ENERGIES, *BESIDE.values()) if "status" in states else ():
         if path in view and path not in states:
             yield f"{path} is {view[path]!r}, the leaves do not know it"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +18,10 @@ import msgspec
 from msgspec.structs import astuple
 
 from tokenworks.core.errors import DataDirError
+from tokenworks.core.files import create_private, read_private
 from tokenworks.core.ids import Entropy
 from tokenworks.core.words import BUCKETS, EnergyLine, Interval
 from tokenworks.exchange.log.figures import BESIDE
-from tokenworks.exchange.log.files import create_private, read_private
 from tokenworks.exchange.log.plain import keyed_hash, text_hash
 from tokenworks.exchange.words import Settlement
 
@@ -29,7 +30,14 @@ SALT_BYTES = 16
 SECRET_BYTES = 32
 ACCOUNTS_REMEMBERED = 65_536
 
-_canonical = msgspec.json.Encoder(order="deterministic").encode
+_SAME = (
+    *("model_asked", "rate_card", "price_book", "currency", "entity"),
+    *("at_ns", "ustu", "nano", "loss_ustu", "loss_nano"),
+)
+_same = attrgetter(*_SAME)
+"""What a settlement's leaf says as the settlement does."""
+canonical = msgspec.json.Encoder(order="deterministic").encode
+"""The bytes of a leaf."""
 Leaf = dict[str, Any]
 
 
@@ -50,9 +58,7 @@ class Totals(NamedTuple):
     def after(self, settled: Settlement) -> Totals:
         """With one settlement more."""
         return Totals(
-            self.seq + 1,
-            self.ustu + settled.ustu - settled.loss_ustu,
-            self.nano + settled.nano - settled.loss_nano,
+            self.seq + 1, self.ustu + settled.ustu - settled.loss_ustu, self.nano + settled.nano - settled.loss_nano
         )
 
 
@@ -110,43 +116,22 @@ def _pseudonym(secret: bytes, account: str) -> str:
     return keyed_hash(account, account_salt(secret, account))
 
 
-def canonical(leaf: Leaf) -> bytes:
-    """The bytes of a leaf."""
-    return _canonical(leaf)
-
-
-def commitment(leaf: bytes) -> bytes:
+def commitment(leaf: Leaf) -> bytes:
     """What the tree holds of a leaf: the content of its entry, which ``merkle.leaf_hash`` then hashes."""
-    return hashlib.sha256(leaf).digest()
+    return hashlib.sha256(canonical(leaf)).digest()
 
 
 def settlement_leaf(log: Identity, settled: Settlement, totals: Totals) -> Leaf:
     """The leaf of a settlement; ``totals`` are the account's after it."""
     usage = settled.usage
     leaf: Leaf = {
-        "v": VERSION,
-        "kind": "settlement",
-        "log": log.origin,
-        "account": _pseudonym(log.secret, settled.account),
-        "account_seq": totals.seq,
-        "cum_ustu": totals.ustu,
-        "cum_nano": totals.nano,
-        "receipt": text_hash(settled.receipt),
-        "model": settled.model_served,
-        "model_asked": settled.model_asked,
-        "rate_card": settled.rate_card,
-        "price_book": settled.price_book,
-        "currency": settled.currency,
+        "v": VERSION, "kind": "settlement", "log": log.origin, "account": _pseudonym(log.secret, settled.account),
+        "account_seq": totals.seq, "cum_ustu": totals.ustu, "cum_nano": totals.nano,
+        "receipt": text_hash(settled.receipt), "model": settled.model_served,
         "usage": {bucket: count for bucket, count in zip(BUCKETS, astuple(usage), strict=False) if count},
-        "certainty": usage.certainty,
-        "ustu": settled.ustu,
-        "nano": settled.nano,
-        "loss_ustu": settled.loss_ustu,
-        "loss_nano": settled.loss_nano,
-        "entity": settled.entity,
-        "at_ns": settled.at_ns,
+        "certainty": usage.certainty, **dict(zip(_SAME, _same(settled), strict=True)),
         "salt": _salt(log.secret, b"settlement", settled.receipt),
-    }
+    }  # fmt: skip
     if settled.decision is not None:
         leaf["site"] = settled.decision.chosen.site
     return leaf
@@ -155,19 +140,11 @@ def settlement_leaf(log: Identity, settled: Settlement, totals: Totals) -> Leaf:
 def energy_leaf(log: Identity, line: EnergyLine, interval: Interval) -> Leaf:
     """The leaf of one request's part of one interval, or of a correction of it."""
     leaf: Leaf = {
-        "v": VERSION,
-        "kind": "energy",
-        "log": log.origin,
-        "receipt": text_hash(line.receipt),
-        "site": interval.site,
-        "start_ns": interval.start_ns,
-        "end_ns": interval.end_ns,
-        "energy_mj": line.energy_mj,
-        "overhead_mj": line.overhead_mj,
-        "slice_ns": line.slice_ns,
-        "provenance": interval.meter.value,
+        "v": VERSION, "kind": "energy", "log": log.origin, "receipt": text_hash(line.receipt), "site": interval.site,
+        "start_ns": interval.start_ns, "end_ns": interval.end_ns, "energy_mj": line.energy_mj,
+        "overhead_mj": line.overhead_mj, "slice_ns": line.slice_ns, "provenance": interval.meter.value,
         "ended": line.ended,
-    }
+    }  # fmt: skip
     leaf |= {name: figure for name in BESIDE if (figure := getattr(line, name)) is not None}
     place = [line.receipt, interval.site, str(interval.start_ns)]
     if interval.corrects:

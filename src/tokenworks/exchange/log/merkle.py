@@ -47,11 +47,9 @@ class Nodes(Protocol):
 
     def get(self, level: int, index: int) -> bytes | None:
         """The node's hash, or None when it is not there."""
-        ...
 
     def put(self, runs: Iterable[Run]) -> None:
         """Keep all of them. Those of one level come in order, none left out."""
-        ...
 
 
 def leaf_hash(data: bytes) -> bytes:

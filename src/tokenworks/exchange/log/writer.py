@@ -7,26 +7,18 @@ thrown away and a new one reads its place from the store. Sign a checkpoint only
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from tokenworks.core.errors import DataDirError, NotFound
+from tokenworks.core.files import create_private, read_private, write_private
+from tokenworks.core.ids import Entropy, random_bytes
 from tokenworks.core.words import Interval
+from tokenworks.exchange.log import checkpoint as notes
+from tokenworks.exchange.log import leaves
 from tokenworks.exchange.log.bundle import Bundle, Proven, Shown
 from tokenworks.exchange.log.checkpoint import Checkpoint, SigningKey, parse_and_verify, sign
-from tokenworks.exchange.log.leaves import (
-    Identity,
-    Leaf,
-    LeafRow,
-    Metered,
-    Settled,
-    Totals,
-    account_salt,
-    canonical,
-    commitment,
-    energy_leaf,
-    settlement_leaf,
-)
-from tokenworks.exchange.log.merkle import Nodes, Tree, inclusion_proof, leaf_hash, root_at
+from tokenworks.exchange.log.merkle import Nodes, Tree, consistency_proof, inclusion_proof, leaf_hash, root_at
 from tokenworks.exchange.log.plain import Object
 from tokenworks.exchange.words import Settlement
 
@@ -48,34 +40,29 @@ class LogStore(Nodes, Protocol):
 
     def size(self) -> int:
         """How many leaves there are."""
-        ...
 
-    def totals(self, account: str) -> Totals:
+    def totals(self, account: str) -> leaves.Totals:
         """Where the account stands; ``Totals()`` for one without settlements."""
-        ...
 
-    def put_totals(self, totals: Mapping[str, Totals]) -> None:
+    def put_totals(self, totals: Mapping[str, leaves.Totals]) -> None:
         """Where these accounts stand now."""
-        ...
 
-    def put_leaves(self, rows: Sequence[LeafRow]) -> None:
+    def put_leaves(self, rows: Sequence[leaves.LeafRow]) -> None:
         """Keep what leaves are made of; the leaves themselves can be made again, byte by byte."""
-        ...
 
-    def leaves_of(self, receipt: str) -> list[LeafRow]:
+    def leaves_of(self, receipt: str) -> list[leaves.LeafRow]:
         """A receipt's leaves in the order of their position."""
-        ...
 
 
 class LogWriter:
     """Turns what the ledger applied into leaves. Raises NodeMissing when the store lost the tree's edge."""
 
-    def __init__(self, log: Identity, store: LogStore) -> None:
+    def __init__(self, log: leaves.Identity, store: LogStore) -> None:
         self._log, self._store = log, store
         self._tree = Tree.load(store, store.size())
-        self._rows: list[LeafRow] = []
+        self._rows: list[leaves.LeafRow] = []
         self._hashes: list[bytes] = []
-        self._totals: dict[str, Totals] = {}
+        self._totals: dict[str, leaves.Totals] = {}
 
     @property
     def size(self) -> int:
@@ -88,18 +75,18 @@ class LogWriter:
         if before is None:
             before = self._store.totals(settlement.account)
         after = self._totals[settlement.account] = before.after(settlement)
-        row = Settled(self.size, settlement, after)
-        self._add(row, settlement_leaf(self._log, settlement, after))
+        row = leaves.Settled(self.size, settlement, after)
+        self._add(row, leaves.settlement_leaf(self._log, settlement, after))
         return row.position
 
     def metered(self, interval: Interval) -> None:
         """Add the energy records of a closed interval."""
         for line in interval.requests:
-            self._add(Metered(self.size, line, interval), energy_leaf(self._log, line, interval))
+            self._add(leaves.Metered(self.size, line, interval), leaves.energy_leaf(self._log, line, interval))
 
-    def _add(self, row: LeafRow, leaf: Leaf) -> None:
+    def _add(self, row: leaves.LeafRow, leaf: leaves.Leaf) -> None:
         self._rows.append(row)
-        self._hashes.append(leaf_hash(commitment(canonical(leaf))))
+        self._hashes.append(leaf_hash(leaves.commitment(leaf)))
 
     def flush(self) -> None:
         """Put everything since the last flush into the store. Once per transaction, before it commits.
@@ -135,8 +122,9 @@ def refuse_fork(store: LogStore, last: str, key: SigningKey) -> Checkpoint:
 
 
 def export(
-    log: Identity, store: LogStore, account: str, views: Sequence[Object], key: SigningKey, checkpoint: Checkpoint
-) -> str:
+    log: leaves.Identity, store: LogStore, account: str, views: Sequence[Object], key: SigningKey,
+    checkpoint: Checkpoint,
+) -> str:  # fmt: skip
     """The bundle of these receipts of one account, by their owner's views, under a checkpoint that covers all of it.
 
     Raises NotInCheckpoint for a receipt with a leaf beyond it, or with none: sign again, then export.
@@ -150,19 +138,73 @@ def export(
             raise NotInCheckpoint(hint="try again in a second")
         settled, metered = [], []
         for row in rows:
-            if isinstance(row, Settled):
-                settled.append(_proven(store, row.position, settlement_leaf(log, *row[1:]), checkpoint))
+            if isinstance(row, leaves.Settled):
+                settled.append(_proven(store, row.position, leaves.settlement_leaf(log, *row[1:]), checkpoint))
             else:
-                metered.append(_proven(store, row.position, energy_leaf(log, *row[1:]), checkpoint))
+                metered.append(_proven(store, row.position, leaves.energy_leaf(log, *row[1:]), checkpoint))
         if len(settled) != 1:
             raise NotInCheckpoint(hint="its energy is there, its settlement is not: try again in a second")
         receipts.append(Shown(dict(view), settled[0], tuple(metered)))
-    salt = account_salt(log.secret, account)
+    salt = leaves.account_salt(log.secret, account)
     return Bundle(salt, sign(checkpoint, key), key.verifier().text(), tuple(receipts)).text()
 
 
-def _proven(store: LogStore, position: int, leaf: Leaf, checkpoint: Checkpoint) -> Proven:
+def _proven(store: LogStore, position: int, leaf: leaves.Leaf, checkpoint: Checkpoint) -> Proven:
     """A leaf that was made again, with its proof. Raises LogForked when it is not the one that was made first."""
-    if store.get(0, position) != leaf_hash(commitment(canonical(leaf))):
+    if store.get(0, position) != leaf_hash(leaves.commitment(leaf)):
         raise LogForked(f"leaf {position} of the receipts log is not what the store says was booked")
     return Proven(position, leaf, tuple(inclusion_proof(store, position, checkpoint.size)))
+
+
+class LogKeeper:
+    """The log of one data directory: its name, secret and signing key, and the checkpoints it signs.
+
+    Made once, readable only by the owner. The last checkpoint also lies beside the database, so that a database that
+    was replaced by an older or another one is noticed and does not go on under the same name. Raises DataDirError, or
+    LogForked when the log is not what was signed.
+    """
+
+    def __init__(self, data: Path, tables: LogStore, entropy: Entropy = random_bytes) -> None:
+        self._data = data
+        name_file, secret_file, key_file = data / "log.name", data / "log.secret", data / "log.key"
+        if not name_file.exists():
+            if tables.size():
+                raise DataDirError(f"{name_file} is missing but the log has leaves", hint="restore log.* from a backup")
+            for left in (secret_file, key_file):  # of a first start that was cut short: nothing was signed with them
+                left.unlink(missing_ok=True)
+            name = f"tokenworks.local/{entropy(6).hex()}"
+            leaves.new_secret(secret_file, entropy)
+            notes.save_key(key_file, notes.new_key(name, entropy))
+            create_private(name_file, name.encode())
+        name = read_private(name_file).decode()
+        self.key: SigningKey = notes.load_key(key_file, name)
+        self._identity = leaves.Identity(name, leaves.load_secret(secret_file))
+        self.size = -1
+        """Leaves under the last checkpoint."""
+        self.reload(tables)
+        write_private(data / "log.pub", f"{self.key.verifier().text()}\n".encode())
+
+    def reload(self, tables: LogStore) -> None:
+        """Begin again from what is committed."""
+        last = self._data / "log.checkpoint"
+        if last.exists():
+            self.size = refuse_fork(tables, last.read_text(), self.key).size
+        self._tables = tables
+        self.writer = LogWriter(self._identity, tables)
+
+    def checkpoint(self) -> str | None:
+        """Sign what is committed; None when it is signed already."""
+        if self.writer.size == self.size:
+            return None
+        note = sign(self.writer.checkpoint(), self.key)
+        write_private(self._data / "log.checkpoint", note.encode())
+        self.size = self.writer.size
+        return note
+
+    def proof(self, old: int, new: int) -> list[bytes]:
+        """The consistency proof between two sizes."""
+        return list(consistency_proof(self._tables, old, new))
+
+    def bundle(self, account: str, views: Sequence[Object]) -> str:
+        """What a customer takes away and checks offline."""
+        return export(self._identity, self._tables, account, views, self.key, self.writer.checkpoint())

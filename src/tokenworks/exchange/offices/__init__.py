@@ -12,11 +12,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from tokenworks.core.errors import BadRequest, nearest
+from tokenworks.core.errors import BadRequest, did_you_mean
 from tokenworks.exchange import report
 from tokenworks.exchange.offices import clearing, outside, people, reading, sales
 from tokenworks.exchange.service import LedgerService
-from tokenworks.exchange.words import Lease
 
 Office = Callable[..., Any]
 
@@ -29,22 +28,15 @@ def hello(
     return {
         "epoch": epoch,
         "directory": service.directory(),
-        "unmetered": service.unmetered(),
+        "unmetered": service.store.unmetered(),
         "interval_end_ns": service.state.interval_end_ns,
     }
-
-
-def lease(
-    service: LedgerService, writer: str, epoch: int, wanted: dict[str, int], returned: dict[str, int]
-) -> list[Lease]:
-    """A gateway's heartbeat, and its call for more."""
-    return service.lease(writer, epoch, wanted, returned)
 
 
 OFFICES: dict[str, Office] = {
     office.__name__: office
     for office in (
-        lease,
+        LedgerService.lease,
         *(people.accounts, people.account_create, people.account_set, people.budget_set, people.budget_close),
         *(people.keys, people.key_create, people.key_revoke),
         *(sales.packages, sales.package_define, sales.grant_sell, sales.grant_refund, sales.grant_upgrade),
@@ -80,8 +72,7 @@ def _checked(office: Office, method: str, params: dict[str, Any]) -> dict[str, A
     known, hints = _parameters(office)
     for name in params:
         if name not in known:
-            near = nearest(name, known)
-            hint = f"did you mean {near!r}?" if near else f"it takes: {', '.join(known) or 'nothing'}"
+            hint = did_you_mean(name, known, f"it takes: {', '.join(known) or 'nothing'}")
             raise BadRequest(f"{method} has no parameter {name!r}", hint=hint, param=name)
     for name, required in known.items():
         if required and name not in params:

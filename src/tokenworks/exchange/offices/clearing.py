@@ -8,20 +8,10 @@ from typing import Any
 import msgspec
 
 from tokenworks.core.clock import utc_text
-from tokenworks.core.errors import BadRequest
-from tokenworks.core.ids import new_id
+from tokenworks.core.errors import BadRequest, find
+from tokenworks.core.ids import check_name, new_id
+from tokenworks.exchange import clearing_words as words
 from tokenworks.exchange.calendar import window_start_ns
-from tokenworks.exchange.clearing_words import (
-    AnswerDispute,
-    IssueStatement,
-    NetStatements,
-    Netting,
-    OpenDispute,
-    SettlePair,
-    Statement,
-    Sums,
-)
-from tokenworks.exchange.offices.checks import check_name, find
 from tokenworks.exchange.service import LedgerService
 from tokenworks.exchange.settlement import digest, since_of, taken_back
 
@@ -34,7 +24,7 @@ def statements(service: LedgerService) -> dict[str, Any]:
     state = service.state
     open_: list[dict[str, Any]] = []
     for (entity, home), days in sorted(state.unstated.items()):
-        sums = Sums()
+        sums = words.Sums()
         for more in days.values():
             sums = sums.plus(more)
         open_.append({"entity": entity, "home": home, "since_ns": since_of(state, entity, home), **sums._asdict()})
@@ -46,7 +36,7 @@ def statements(service: LedgerService) -> dict[str, Any]:
     }
 
 
-def _due(service: LedgerService, of: Statement) -> dict[str, Any]:
+def _due(service: LedgerService, of: words.Statement) -> dict[str, Any]:
     ustu, nano = taken_back(service.state, of.id)
     disputed = any(taken_back(service.state, of.id, ("open",)))
     due = {"due_ustu": of.net_ustu - ustu, "due_nano": of.net_nano - nano, "disputed": disputed}
@@ -87,7 +77,7 @@ def statement_issue(service: LedgerService, until_ns: int | None = None) -> list
         hashed = digest(entity, home, since_ns, until_ns, _unstated(service, pair))
         count = sum(sums.lines for day_ns, sums in days.items() if day_ns < until_ns)
         name = f"{entity}.{home}.{utc_text(until_ns)[:10]}"
-        made = IssueStatement(
+        made = words.IssueStatement(
             id=name, entity=entity, home=home, until_ns=until_ns, lines=count, digest=hashed, at_ns=now_ns
         )
         service.submit(made)
@@ -96,27 +86,22 @@ def statement_issue(service: LedgerService, until_ns: int | None = None) -> list
 
 
 def statement_dispute(
-    service: LedgerService,
-    statement: str,
-    reason: str,
-    nano: int = 0,
-    ustu: int = 0,
-    dispute: str | None = None,
+    service: LedgerService, statement: str, reason: str, nano: int = 0, ustu: int = 0, dispute: str | None = None
 ) -> dict[str, Any]:
     """Refuse a part of a statement. The same ``dispute`` id twice is one dispute."""
     now_ns = service.clock.now_ns()
     name = check_name(dispute or new_id("dspt", now_ns), "a dispute")
-    service.submit(OpenDispute(id=name, statement=statement, ustu=ustu, nano=nano, reason=reason, at_ns=now_ns))
+    service.submit(words.OpenDispute(id=name, statement=statement, ustu=ustu, nano=nano, reason=reason, at_ns=now_ns))
     return {"dispute": name, "status": service.state.disputes[name].state}
 
 
 def dispute_answer(service: LedgerService, dispute: str, accepted: bool, answer: str = "") -> dict[str, Any]:
     """Accept a dispute, and its part is taken back; or reject it, and the whole stays due."""
-    service.submit(AnswerDispute(id=dispute, accepted=accepted, answer=answer, at_ns=service.clock.now_ns()))
+    service.submit(words.AnswerDispute(id=dispute, accepted=accepted, answer=answer, at_ns=service.clock.now_ns()))
     return {"dispute": dispute, "status": service.state.disputes[dispute].state}
 
 
-def statements_net(service: LedgerService, netting: str | None = None) -> Netting | None:
+def statements_net(service: LedgerService, netting: str | None = None) -> words.Netting | None:
     """Set off all statements without an open dispute: one figure for each pair of entities. None: there are none."""
     service.catch_up()
     state, now_ns = service.state, service.clock.now_ns()
@@ -128,12 +113,12 @@ def statements_net(service: LedgerService, netting: str | None = None) -> Nettin
     ]
     if not free:
         return None
-    service.submit(NetStatements(id=name, statements=tuple(free), at_ns=now_ns))
+    service.submit(words.NetStatements(id=name, statements=tuple(free), at_ns=now_ns))
     return service.state.nettings[name]
 
 
 def pair_settle(service: LedgerService, netting: str, debtor: str, creditor: str, reference: str) -> dict[str, Any]:
     """Note that one pair's figure was paid; the same reference again changes nothing."""
     now_ns = service.clock.now_ns()
-    service.submit(SettlePair(id=netting, debtor=debtor, creditor=creditor, reference=reference, at_ns=now_ns))
+    service.submit(words.SettlePair(id=netting, debtor=debtor, creditor=creditor, reference=reference, at_ns=now_ns))
     return {"netting": netting, "debtor": debtor, "creditor": creditor, "status": "settled"}

@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 
 from tokenworks.core.errors import BadRequest
+from tokenworks.core.words import like
 from tokenworks.exchange import report
-from tokenworks.exchange.exports.sold import Credit, like, purchase_of, sold_of
+from tokenworks.exchange.exports.sold import Credit, purchase_of, sold_of
 from tokenworks.exchange.service import LedgerService
 from tokenworks.exchange.words import DescribeSite, Grant, SiteFacts, decode_settlement
 
@@ -34,13 +35,9 @@ def describe_site(service: LedgerService, facts: SiteFacts) -> dict[str, Any]:
 
 
 def sold(
-    service: LedgerService,
-    account: str | None = None,
-    since_ns: int = 0,
-    until_ns: int = FOR_EVER_NS,
-    after: str | None = None,
-    limit: int = PAGE_ROWS_MAX,
-) -> dict[str, Any]:
+    service: LedgerService, account: str | None = None, since_ns: int = 0, until_ns: int = FOR_EVER_NS,
+    after: str | None = None, limit: int = PAGE_ROWS_MAX,
+) -> dict[str, Any]:  # fmt: skip
     """What was sold in a period, a page at a time; on the first page also packages, refunds and what is owed."""
     service.catch_up()
     state, first = service.state, after is None
@@ -51,15 +48,8 @@ def sold(
     for _, doc, energy_mj, carbon_ug in found:
         settled = decode_settlement(doc)
         owner = state.accounts[settled.account]
-        rows.append(
-            sold_of(
-                settled,
-                account_name=owner.name,
-                price_class=owner.price_class,
-                energy_mj=None if energy_mj is None else int(energy_mj),
-                carbon_ug=None if carbon_ug is None else int(carbon_ug),
-            )
-        )
+        who = {"account_name": owner.name, "price_class": owner.price_class}
+        rows.append(sold_of(settled, **who, energy_mj=energy_mj, carbon_ug=carbon_ug))
     page: dict[str, Any] = {"rows": rows, "next": found[-1][0] if len(rows) == limit else None}
     if first:
         page |= _beside(service, account, since_ns, until_ns)
@@ -90,13 +80,9 @@ def _credit(grant: Grant, currency: str, account_name: str) -> Credit:
 
 
 def entries(
-    service: LedgerService,
-    account: str | None = None,
-    since_ns: int = 0,
-    until_ns: int = FOR_EVER_NS,
-    after: int | None = None,
-    limit: int = PAGE_ROWS_MAX,
-) -> dict[str, Any]:
+    service: LedgerService, account: str | None = None, since_ns: int = 0, until_ns: int = FOR_EVER_NS,
+    after: int | None = None, limit: int = PAGE_ROWS_MAX,
+) -> dict[str, Any]:  # fmt: skip
     """Lines of the books in the order in which the ledger took them, a page at a time."""
     service.catch_up()
     limit = max(1, min(limit, PAGE_ROWS_MAX))

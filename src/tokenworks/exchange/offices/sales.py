@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from tokenworks.core.errors import LedgerRefused
-from tokenworks.core.ids import new_id
-from tokenworks.exchange.offices.checks import check_name, find
+from tokenworks.core.errors import LedgerRefused, find
+from tokenworks.core.ids import check_name, new_id
+from tokenworks.core.words import like
 from tokenworks.exchange.service import LedgerService
 from tokenworks.exchange.words import DefinePackage, EndGrant, Entity, Grant, Package, SellGrant, SetEntity
 
@@ -28,13 +28,9 @@ def package_define(service: LedgerService, package: Package) -> dict[str, Any]:
 
 
 def grant_sell(
-    service: LedgerService,
-    account: str,
-    package: str,
-    grant: str | None = None,
-    effective_ns: int | None = None,
+    service: LedgerService, account: str, package: str, grant: str | None = None, effective_ns: int | None = None,
     budget: str | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Sell a package to an account, or to one of its budgets. The same ``grant`` id twice is one sale."""
     terms = find(package, service.state.packages, "package")
     find(account, service.state.accounts, "account")
@@ -45,21 +41,10 @@ def grant_sell(
     if name in service.state.grants:
         return {"grant": name, "status": "already_sold"}
     starts_ns = effective_ns or now_ns
-    sold = Grant(
-        id=check_name(name, "a grant"),
-        account=account,
-        package=package,
-        budget=budget or "",
-        size_ustu=terms.size_ustu,
-        price_nano=terms.price_nano,
-        created_ns=now_ns,
-        effective_ns=starts_ns,
-        expires_ns=None if terms.validity_ns is None else starts_ns + terms.validity_ns,
-        models=terms.models,
-        sites=terms.sites,
-        priority=terms.priority,
-        promotional=terms.promotional,
-    )
+    expires_ns = None if terms.validity_ns is None else starts_ns + terms.validity_ns
+    at = {"created_ns": now_ns, "effective_ns": starts_ns, "expires_ns": expires_ns}
+    to = {"account": account, "budget": budget or ""}
+    sold = like(terms, Grant, id=check_name(name, "a grant"), package=package, **to, **at)
     service.submit(SellGrant(grant=sold))
     return {"grant": name, "status": "sold", "expires_ns": sold.expires_ns}
 

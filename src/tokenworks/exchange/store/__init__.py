@@ -34,6 +34,6 @@ def open_store(place: str | Path) -> Store:
         from tokenworks.exchange.store.postgres import PostgresDatabase
 
         return Store(PostgresDatabase(place))
-    from tokenworks.exchange.store.sqlite import SqliteStore
+    from tokenworks.exchange.store.sqlite import SqliteDatabase
 
-    return SqliteStore(place)
+    return Store(SqliteDatabase(place))

@@ -5,41 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
 
-from tokenworks.core.words import CORRECTABLE, FIGURES, EnergyLine, Interval, Work
+from tokenworks.core.words import FIGURES, EnergyLine, Interval, Work
 from tokenworks.exchange.clearing_words import ClearingCommand
 from tokenworks.exchange.journal import START, Position
 from tokenworks.exchange.log.leaves import Metered, Settled
-from tokenworks.exchange.state import Entry, Source, State, Tally
-from tokenworks.exchange.store.clearing import clearing_rows, load_clearing
+from tokenworks.exchange.state import Entry, Source, State
 from tokenworks.exchange.store.database import Database, Line, Row, Values, queries
+from tokenworks.exchange.store.documents import budget_rows, doc, grant_row, load, rows_of
 from tokenworks.exchange.store.migrate import migrate
-from tokenworks.exchange.store.rights import doc, grant_row, lease_row, load_rights, tally_row
-from tokenworks.exchange.words import (
-    Account,
-    AddKey,
-    AnyCommand,
-    BillPower,
-    Budget,
-    CloseInterval,
-    DefinePackage,
-    DescribeSite,
-    Key,
-    OpenAccount,
-    PlaceHold,
-    RevokeKey,
-    SetEntity,
-    Settlement,
-    SiteFacts,
-    decode_settlement,
-    encode_settlement,
-)
+from tokenworks.exchange.words import AnyCommand, Settlement, decode_settlement, encode_settlement
 
-BESIDE = ("carbon_ug", "market_ug", "water_ul", "idle_embodied_ug")
-"""What intervals count beside the three books."""
 UNMETERED_MAX = 100_000
 PAGE_ROWS = 5_000
 PENDING_MAX = 50_000
@@ -139,35 +119,8 @@ class Store:
 
     def load(self) -> State:
         """The ledger's state as of the last commit."""
-        state = State()
-        for (text,) in self.rows("all_accounts"):
-            account = msgspec.json.decode(text, type=Account)
-            state.accounts[account.id] = account
-        for text, spent_ustu, spent_nano in self.rows("all_budgets"):
-            budget = msgspec.json.decode(text, type=Budget)
-            state.budgets[budget.id] = budget
-            state.tallies[budget.id] = Tally(spent_ustu, spent_nano)
-        for (text,) in self.rows("all_keys"):
-            key = msgspec.json.decode(text, type=Key)
-            state.keys[key.id] = key
-        for (text,) in self.rows("all_holds"):
-            hold = msgspec.json.decode(text, type=PlaceHold)
-            state.holds[hold.receipt] = hold
-            for node in state.path(hold.budget):
-                state.tallies[node].held_ustu += hold.ustu
-                state.tallies[node].held_nano += hold.nano
-        for (text,) in self.rows("all_sites"):
-            facts = msgspec.json.decode(text, type=SiteFacts)
-            state.sites[facts.site] = facts
-        state.interval_end_ns = dict(self.rows("interval_ends"))
-        for site in state.interval_end_ns:
-            last = self.rows("last_intervals", site=site, limit=CORRECTABLE)
-            state.closed[site] = {start_ns: (end_ns, corrects) for start_ns, end_ns, corrects in reversed(last)}
-        state.bills = {(site, what): nano for site, what, nano in self.rows("all_bills")}
-        load_rights(state, self.rows)
-        load_clearing(state, self.rows)
+        state = load(self.rows)
         state.ended = {source for source, (_, standing) in self.sources().items() if standing}
-        state.balances = {(book, account): amount for book, account, amount in self.rows("all_balances")}
         return state
 
     def sources(self) -> dict[tuple[str, int], tuple[Position, int]]:
@@ -234,11 +187,9 @@ class Store:
         self.write(
             "save_balance", [{"book": b, "account": a, "amount": state.balances[b, a]} for b, a in sorted(balances)]
         )
-        for name in sorted(budgets):
-            tally = state.tallies[name]
-            spent = {"spent_ustu": tally.spent_ustu, "spent_nano": tally.spent_nano}
-            self.write("save_budget", [{"id": name, "doc": doc(state.budgets[name]), **spent}])
-            self.write("save_tally", [tally_row(name, tally)])
+        for budget in sorted(budgets):
+            for name, row in budget_rows(state, budget):
+                self.write(name, [row])
 
     def save_rights(self, state: State, grants: set[str], epochs: set[Source]) -> None:
         """Write the grants and the leases that a batch touched, once each."""
@@ -248,34 +199,18 @@ class Store:
             if leases is None:
                 self.write("drop_leases", [{"writer": source[0], "epoch": source[1]}])
             else:
-                self.write("save_lease", [lease_row(source, counter, leases[counter]) for counter in sorted(leases)])
+                of = {"writer": source[0], "epoch": source[1]}
+                rows = [{**of, "counter": counter, **asdict(lease)} for counter, lease in sorted(leases.items())]
+                self.write("save_lease", rows)
 
     def save_command(self, state: State, command: AnyCommand) -> None:
         """Write what a command changed beside balances and budgets."""
-        match command:
-            case OpenAccount(account=account):
-                self.write("save_account", [{"id": account.id, "doc": doc(account)}])
-            case AddKey(key=key):
-                self.write("save_key", [{"id": key.id, "doc": doc(key)}])
-            case RevokeKey(key=name):
-                self.write("save_key", [{"id": name, "doc": doc(state.keys[name])}])
-            case DescribeSite(facts=facts, at_ns=at_ns):
-                self.write("save_site", [{"name": facts.site, "since_ns": at_ns, "doc": doc(facts)}])
-            case CloseInterval(interval=interval):
-                self._save_interval(interval)
-            case BillPower(site=site, what=what, nano=nano):
-                self.write("save_bill", [{"site": site, "what": what, "nano": nano}])
-            case DefinePackage(package=package):
-                self.write("save_package", [{"code": package.code, "doc": doc(package)}])
-            case SetEntity(entity=entity):
-                self.write("save_entity", [{"name": entity.name, "doc": doc(entity)}])
-            case ClearingCommand():
-                self._flush()  # what was served before it is stated by it, what comes after is not
-                for name, row in clearing_rows(state, command):
-                    self.write(name, [row])
-                self._flush()
-            case _:
-                pass  # written with the holds, the receipts, the figures and the rights
+        if between := isinstance(command, ClearingCommand):
+            self._flush()  # what was served before it is stated by it, what comes after is not
+        for name, row in rows_of(state, command):
+            self.write(name, [row])
+        if between:
+            self._flush()
 
     def save_holds(self, state: State, placed: Iterable[str], writer: str, epoch: int) -> None:
         """Write what is held after a batch that placed these, and was not before; most are settled in the same batch.
@@ -309,10 +244,3 @@ class Store:
             lines.append((*said, int(ended), interval.site, interval.start_ns, interval.corrects, position))
         self.write("save_energy_line", lines)
         self.write("mark_metered", [{"receipt": line.receipt} for _, line, _ in rows if line.ended])
-
-    def _save_interval(self, interval: Interval) -> None:
-        # The request lines have a table of their own; the document keeps the rest, so that it stays small.
-        head = msgspec.structs.replace(interval, requests=())
-        figures = msgspec.structs.asdict(head)
-        names = ("site", "start_ns", "corrects", "end_ns", "meter_mj", "bill_nano", *BESIDE)
-        self.write("save_interval", [{name: figures[name] for name in names} | {"doc": doc(head)}])

@@ -107,7 +107,6 @@ class PostgresDatabase:
 
     @property
     def lost(self) -> bool:
-        """See the port."""
         return self._connection.closed
 
     @contextmanager
@@ -124,13 +123,11 @@ class PostgresDatabase:
             raise DataDirError(f"cannot use the ledger {self.name}: {_reason(error)}") from error
 
     def rows(self, sql: str, values: Values) -> list[Row]:
-        """See the port."""
         with self._errors():
             cursor = self._connection.execute(_translated(sql), values)
             return cursor.fetchall() if cursor.description else []
 
     def many(self, sql: str, values: Sequence[Values] | Sequence[Line]) -> None:
-        """See the port."""
         with self._errors(), self._connection.cursor() as cursor:
             if not sql.startswith("COPY "):
                 cursor.executemany(_translated(sql), values)
@@ -142,7 +139,6 @@ class PostgresDatabase:
                     write(row)
 
     def script(self, sql: str) -> None:
-        """See the port."""
         with self._errors():
             self._connection.execute(sql.encode(), prepare=False)
 
@@ -165,5 +161,4 @@ class PostgresDatabase:
             raise ExchangeDown(error.message, hint=error.hint) from error
 
     def close(self) -> None:
-        """See the port."""
         self._connection.close()

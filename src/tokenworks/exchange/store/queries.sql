@@ -11,7 +11,7 @@ INSERT INTO meta VALUES ('schema', :value) ON CONFLICT (key) DO UPDATE SET value
 SELECT doc FROM account ORDER BY id;
 
 -- name: all_budgets
-SELECT doc, spent_ustu, spent_nano FROM budget ORDER BY id;
+SELECT doc FROM budget ORDER BY id;
 
 -- name: all_keys
 SELECT doc FROM api_key ORDER BY id;
@@ -177,10 +177,10 @@ SELECT sum(carbon_ug), sum(market_ug), sum(water_ul), sum(idle_embodied_ug),
 SELECT coalesce(max(txn), 0) FROM entry;
 
 -- name: save_package
-INSERT INTO package (code, doc) VALUES (:code, :doc) ON CONFLICT (code) DO UPDATE SET doc = excluded.doc;
+INSERT INTO package (code, doc) VALUES (:id, :doc) ON CONFLICT (code) DO UPDATE SET doc = excluded.doc;
 
 -- name: save_entity
-INSERT INTO entity (name, doc) VALUES (:name, :doc) ON CONFLICT (name) DO UPDATE SET doc = excluded.doc;
+INSERT INTO entity (name, doc) VALUES (:id, :doc) ON CONFLICT (name) DO UPDATE SET doc = excluded.doc;
 
 -- name: save_grant
 INSERT INTO sold_grant (id, account, used_ustu, ended_ns, doc) VALUES (:id, :account, :used_ustu, :ended_ns, :doc)
@@ -211,7 +211,8 @@ SELECT doc FROM sold_grant ORDER BY id;
 SELECT doc FROM entity ORDER BY name;
 
 -- name: all_tallies
-SELECT budget, window_ns, window_ustu, window_nano, carved_ustu, carved_nano FROM tally ORDER BY budget;
+SELECT id, spent_ustu, spent_nano, coalesce(window_ns, 0), coalesce(window_ustu, 0), coalesce(window_nano, 0),
+       coalesce(carved_ustu, 0), coalesce(carved_nano, 0) FROM budget LEFT JOIN tally ON budget = id ORDER BY id;
 
 -- name: all_leases
 SELECT writer, epoch, counter, window_ns, allowance, used FROM lease ORDER BY writer, epoch, counter;
@@ -257,7 +258,8 @@ SELECT note FROM log_checkpoint ORDER BY size DESC LIMIT 1;
 
 -- name: sold_page
 SELECT r.id, r.doc, e.energy_mj, e.carbon_ug FROM receipt AS r LEFT JOIN (
-  SELECT receipt, sum(energy_mj + overhead_mj) AS energy_mj, sum(carbon_ug) AS carbon_ug FROM energy_line GROUP BY receipt
+  SELECT receipt, sum(energy_mj + overhead_mj) AS energy_mj, sum(carbon_ug) AS carbon_ug
+  FROM energy_line GROUP BY receipt HAVING sum(slice_ns) <> 0
 ) AS e ON e.receipt = r.id
 WHERE r.id > :after AND (CAST(:account AS TEXT) IS NULL OR r.account = :account)
   AND r.at_ns >= :since_ns AND r.at_ns < :until_ns ORDER BY r.id LIMIT :limit;
@@ -304,9 +306,23 @@ WHERE statement = '' AND entity = :entity AND home = :home AND at_ns < :until_ns
 DELETE FROM unstated WHERE entity = :entity AND home = :home AND day_ns < :until_ns
   AND NOT EXISTS (SELECT 1 FROM clearing WHERE kind = 'statement' AND id = :id);
 
--- name: save_clearing
-INSERT INTO clearing (kind, id, doc) VALUES (:kind, :id, :doc) ON CONFLICT (kind, id) DO UPDATE SET doc = excluded.doc;
+-- name: save_statement
+INSERT INTO clearing (kind, id, doc) VALUES ('statement', :id, :doc)
+ON CONFLICT (kind, id) DO UPDATE SET doc = excluded.doc;
 
--- name: all_clearing
-SELECT kind, doc FROM clearing ORDER BY kind, id;
+-- name: save_dispute
+INSERT INTO clearing (kind, id, doc) VALUES ('dispute', :id, :doc)
+ON CONFLICT (kind, id) DO UPDATE SET doc = excluded.doc;
 
+-- name: save_netting
+INSERT INTO clearing (kind, id, doc) VALUES ('netting', :id, :doc)
+ON CONFLICT (kind, id) DO UPDATE SET doc = excluded.doc;
+
+-- name: all_statements
+SELECT doc FROM clearing WHERE kind = 'statement' ORDER BY id;
+
+-- name: all_disputes
+SELECT doc FROM clearing WHERE kind = 'dispute' ORDER BY id;
+
+-- name: all_nettings
+SELECT doc FROM clearing WHERE kind = 'netting' ORDER BY id;

@@ -9,7 +9,6 @@ from pathlib import Path
 import apsw
 
 from tokenworks.core.errors import DataDirError, ExchangeDown, LedgerRefused
-from tokenworks.exchange.store.base import Store
 from tokenworks.exchange.store.database import Dialect, Line, Row, Values
 
 BUSY_MS = 5_000
@@ -50,23 +49,19 @@ class SqliteDatabase:
             ) from error
 
     def rows(self, sql: str, values: Values) -> list[Row]:
-        """See the port."""
         with _errors(self.name):
             return list(self._connection.execute(sql, values))
 
     def many(self, sql: str, values: Sequence[Values] | Sequence[Line]) -> None:
-        """See the port."""
         with _errors(self.name):
             self._connection.executemany(sql, values)
 
     def script(self, sql: str) -> None:
-        """See the port."""
         with _errors(self.name):
             self._connection.execute(sql)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """See the port."""
         with _errors(self.name), self._connection:
             yield
 
@@ -74,12 +69,4 @@ class SqliteDatabase:
         """A file is not lost."""
 
     def close(self) -> None:
-        """See the port."""
         self._connection.close()
-
-
-class SqliteStore(Store):
-    """The store in a file. Raises DataDirError when the file is damaged, newer, or cannot be opened."""
-
-    def __init__(self, path: str | Path) -> None:
-        super().__init__(SqliteDatabase(path))

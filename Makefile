@@ -23,6 +23,7 @@ fast: build/fast/.done ## Compile the request path with mypyc (needs a C compile
 
 test-fast: build/fast/.done ## The tests of the request path and of the ledger on the compiled modules
 	@PYTHONPATH=build/fast $(BIN)/python -m pytest tests/unit/exchange tests/unit/agents tests/unit/core/test_core_steps*.py \
+		--ignore tests/unit/exchange/test_exchange_desk.py --ignore tests/unit/exchange/test_exchange_desk_prices.py \
 		tests/unit/engine/test_engine_events.py tests/unit/engine/test_engine_http.py tests/integration/agents $(ARGS)
 
 test: check ## Linters, then all tests; ARGS are for pytest

@@ -21,7 +21,7 @@ from tokenworks.exchange import service as module
 from tokenworks.exchange.batch import Touched, uncollected
 from tokenworks.exchange.journal import Journal, journal_folder
 from tokenworks.exchange.ledger import apply, count, post, step
-from tokenworks.exchange.log.writer import LogForked
+from tokenworks.exchange.log.errors import LogForked
 from tokenworks.exchange.service import LedgerService
 from tokenworks.exchange.settlement import DAY_NS
 from tokenworks.exchange.state import ENDED, State

@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.memory_log import MemoryNodes
 
+from tokenworks.exchange.log.errors import NodeMissing, NotInTree
 from tokenworks.exchange.log.merkle import (
     EMPTY_ROOT,
     PROOF_MAX,
-    NodeMissing,
-    NotInTree,
     Tree,
     consistency_proof,
     inclusion_proof,

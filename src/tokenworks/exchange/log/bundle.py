@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from tokenworks.exchange.log import figures
 from tokenworks.exchange.log.checkpoint import BadCheckpoint, BadVerifier, Checkpoint, Verifier, parse_and_verify
+from tokenworks.exchange.log.errors import BadBundle
 from tokenworks.exchange.log.merkle import HASH_BYTES, PROOF_MAX, leaf_hash, verify_consistency, verify_inclusion
-from tokenworks.exchange.log.plain import BadBundle, Object, encode, flat, hashed, read, shaped, unhex
+from tokenworks.exchange.log.plain import Object, encode, flat, hashed, read, shaped, unhex
 
 FORMAT = "tokenworks receipts 1"
 BUNDLE_BYTES_MAX = 256 << 20

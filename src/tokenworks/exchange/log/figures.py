@@ -11,7 +11,8 @@ from typing import Any
 
 from tokenworks.core.clock import utc_text
 from tokenworks.core.units import NS_PER_US, money_text, stu_text
-from tokenworks.exchange.log.plain import BadBundle, Object, keyed_hash, shaped, text_hash
+from tokenworks.exchange.log.errors import BadBundle
+from tokenworks.exchange.log.plain import Object, keyed_hash, shaped, text_hash
 
 VERSION = 1
 NS_MAX = 1 << 63

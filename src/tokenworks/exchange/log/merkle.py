@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-from tokenworks.core.errors import BadRequest, DataDirError
+from tokenworks.exchange.log.errors import NodeMissing, NotInTree
 
 HASH_BYTES = 32
 EMPTY_ROOT = hashlib.sha256().digest()
@@ -19,18 +19,6 @@ PROOF_MAX = 64
 """Hashes in a proof: a tree of 2^63 leaves needs no more."""
 
 _sha256 = hashlib.sha256
-
-
-class NotInTree(BadRequest):
-    """There is no proof for that position and size."""
-
-    code = "not_in_tree"
-
-
-class NodeMissing(DataDirError):
-    """The receipts log lost a node of its tree."""
-
-    code = "log_node_missing"
 
 
 class Run(NamedTuple):

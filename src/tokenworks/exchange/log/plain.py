@@ -11,19 +11,13 @@ import json
 import re
 from typing import Any
 
-from tokenworks.core.errors import BadRequest
+from tokenworks.exchange.log.errors import BadBundle
 
 DEPTH_MAX = 16
 _HEX = re.compile(r"(?:[0-9a-f]{2})*")
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")).encode
 
 Object = dict[str, Any]
-
-
-class BadBundle(BadRequest):
-    """The file is not a bundle of receipts."""
-
-    code = "bad_bundle"
 
 
 def _integer(text: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import update_wrapper
@@ -53,9 +54,13 @@ def told(made: dict[str, Any], text: str) -> Answer:
     return Answer(made, [text.format(**made)])
 
 
+PIPE_COLUMNS = 160
+
+
 def console() -> Console:
-    """For stdout; plain when it is no terminal or NO_COLOR is set."""
-    return Console(highlight=False, soft_wrap=True)
+    """For stdout; plain when it is no terminal or NO_COLOR is set, and then as wide as a line of a log."""
+    given = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, soft_wrap=True, width=None if given else PIPE_COLUMNS)
 
 
 def put_json(value: Any) -> None:

@@ -226,8 +226,8 @@ class Desk:
         self.busy_ns += took
         return took
 
-    def trim(self, hold: Hold, amount: Amount | None = None, site: str | None = None) -> None:
-        """Keep only what the chosen price needs (None: all of it), and write the hold down.
+    def trim(self, hold: Hold, amount: Amount, site: str | None = None) -> None:
+        """Keep only what the chosen price needs, and write the hold down.
 
         Raises ExchangeDown, and Shortage when a grant that the hold counted on does not pay at the chosen site; then
         nothing is held.
@@ -237,9 +237,8 @@ class Desk:
         for purse, _ in hold.parts:
             if purse.grant.sites and site not in purse.grant.sites:
                 elsewhere = True
-        less = amount is not None and (amount.ustu < hold.ustu or amount.nano < hold.nano)
+        less = amount.ustu < hold.ustu or amount.nano < hold.nano
         if elsewhere or less or not hold.ustu:
-            amount = amount or hold.amount
             budget.settle(hold, 0, 0, ())
             hold.promised_ns = began
             budget.hold(hold, amount, hold.model, _sites(site), began, hold.prices.currency)

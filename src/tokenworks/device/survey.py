@@ -95,7 +95,7 @@ def _ask(vendor: Vendor, on_bus: int, run: Run) -> tuple[list[Device], list[Find
         if way.on_bus_only and not on_bus:
             continue
         ran = [run(command) for command in way.commands]
-        tool = way.commands[-1][0]
+        tool = way.commands[-1][-1].rpartition(".")[2] if way.commands[-1][0] == "python" else way.commands[-1][0]
         troubles = list(dict.fromkeys(each.trouble for each in ran if each.trouble))
         absent = absent and all(each.absent for each in ran)
         outputs = [each.out for each in ran if each.out.strip()]

@@ -43,8 +43,8 @@ Run = Callable[[Sequence[str]], Ran]
 
 
 def run_tool(argv: Sequence[str], *, seconds_max: float = SECONDS_MAX) -> Ran:
-    """Run one command. Never raises, never waits longer than it says."""
-    path = shutil.which(argv[0])
+    """Run one command, with this interpreter for ``python``. Never raises, never waits longer than it says."""
+    path = sys.executable if argv[0] == "python" else shutil.which(argv[0])
     if path is None:
         return Ran("", f"{argv[0]} is not installed", absent=True)
     # Files instead of pipes: nothing needs to be read while it runs, and the kernel bounds what it may write. The shell

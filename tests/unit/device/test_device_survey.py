@@ -149,6 +149,20 @@ def test_a_card_on_the_bus_that_nobody_can_use_is_told() -> None:
     assert [f.what for f in found.findings] == ["3 on the bus, but only 2 can be used"]
 
 
+def test_nvml_comes_before_nvidia_smi_and_shows_mig_instances() -> None:
+    """After instances: they are devices of their own, shown by their UUID, with no data sheet."""
+    nvml = (
+        "0:1,MIG-11111111-0000-5000-8000-000000000001,NVIDIA H100 80GB HBM3 MIG 1g.10gb,00000000:19:00.0,9984,12,,,\n"
+        "1,GPU-22222222,NVIDIA H100 80GB HBM3,00000000:3B:00.0,81559,0,0,67.120,700.000\n"
+    )
+    tools: dict[str, str | Ran] = {"python -m tokenworks.device.nvml": nvml, "nvidia-smi": output("nvidia.xml")}
+    _, part, whole = survey(machine(tools, [("0x10de", "0x030200")] * 2)).devices
+    assert (part.id, part.catalogue_id, part.memory_bytes, part.max_mw) == ("nvidia0:1", None, 9_984 * MIB, None)
+    assert part.visible == {"CUDA_VISIBLE_DEVICES": "MIG-11111111-0000-5000-8000-000000000001"}
+    assert whole.power_mw is not None
+    assert whole.power_mw.value == 67_120
+
+
 def test_nvidia_smi_shows_mig_instances() -> None:
     """After cards in parts: instances with their profile and UUID instead of the card; one without a UUID is no use."""
     tools: dict[str, str | Ran] = {

@@ -75,6 +75,11 @@ def test_a_tool_that_cannot_be_started(path: Path) -> None:
     assert (run_tool(["x-smi"]).trouble or "").startswith("x-smi ended with status 12")
 
 
+def test_nvml_without_a_driver_says_nothing() -> None:
+    """After the real library on a machine without an NVIDIA driver: it ends well and shows no device."""
+    assert run_tool(["python", "-m", "tokenworks.device.nvml"]) == Ran("")
+
+
 def test_this_machine_is_surveyed() -> None:
     """After the real thing: this machine has its processor, and nothing hangs."""
     found = survey()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Generator
-from inspect import GEN_CREATED, getgeneratorstate
+from inspect import CORO_CREATED, getcoroutinestate
 from types import coroutine
 from typing import Any
 
@@ -43,9 +43,13 @@ class AskTask:
             yield self
 
 
-@coroutine
-def taken_over(running: Coroutine[Any, Any, None], asked: object) -> Generator[Any, Any, None]:
+async def taken_over(running: Coroutine[Any, Any, None], asked: object) -> None:
     """The rest of a coroutine that waits for something of asyncio, for a task to run."""
+    await _rest(running, asked)
+
+
+@coroutine
+def _rest(running: Coroutine[Any, Any, None], asked: object) -> Generator[Any, Any, None]:
     while not isinstance(asked, AskTask):
         try:
             yield asked
@@ -61,7 +65,7 @@ def taken_over(running: Coroutine[Any, Any, None], asked: object) -> Generator[A
 def cancel_task(task: asyncio.Task[None], msg: object) -> None:
     """Of ``taken_over``. Once it has begun: a task that is cancelled before never tells its coroutine."""
     rest: Any = task.get_coro()
-    if getgeneratorstate(rest) == GEN_CREATED:
+    if getcoroutinestate(rest) == CORO_CREATED:
         task.get_loop().call_soon(task.cancel, msg)
     else:
         task.cancel(msg)

@@ -44,6 +44,16 @@ def bearer(headers: Headers) -> str | None:
     return None
 
 
+def header(headers: Headers, name: bytes) -> bytes | None:
+    """The first of that name."""
+    return next((value for known, value in headers if known == name), None)
+
+
+def deferrable(headers: Headers) -> bool:
+    """The client says that it can wait."""
+    return (DEFERRABLE_HEADER, b"true") in headers
+
+
 class Head:
     """A head that this connection sent before, byte for byte but for the length of the body, and what it meant.
 
@@ -54,7 +64,7 @@ class Head:
 
     def __init__(self, before: bytes, after: bytes, endpoint: Endpoint, headers: Headers) -> None:
         self.before, self.after, self.endpoint = before, after, endpoint
-        self.key, self.deferrable = bearer(headers), (DEFERRABLE_HEADER, b"true") in headers
+        self.key, self.deferrable = bearer(headers), deferrable(headers)
         self.identity: Identity | None = None
 
     def body(self, packet: bytes) -> bytes | None:
@@ -76,6 +86,6 @@ def remembered(packet: bytes, endpoint: Endpoint, headers: Headers) -> Head | No
     if not 0 < end < HEAD_KEPT_MAX or not packet.startswith(b"POST /v1/") or length is None:
         return None
     each = packet.count(b"\n", 0, end) == packet.count(b"\r\n", 0, end) == len(headers)
-    if not each or any(name == b"idempotency-key" for name, _ in headers):
+    if not each or header(headers, b"idempotency-key") is not None:
         return None
     return Head(packet[: length.start(1)], packet[length.end(1) : end + 4], endpoint, headers)

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tokenworks.agents.awake import Awake
 from tokenworks.agents.cycle import Cycle
-from tokenworks.agents.heads import BODY_BYTES_MAX, DEFERRABLE_HEADER, TOKEN_ROUTES, Head, bearer, path_of, remembered
+from tokenworks.agents.heads import BODY_BYTES_MAX, TOKEN_ROUTES, Head, bearer, deferrable, header, path_of, remembered
 from tokenworks.agents.life import House, serve
 from tokenworks.agents.once import Once
 from tokenworks.core.errors import BadRequest, BodyTooLarge, TimedOut, TokenworksError, UnknownKey
@@ -292,7 +292,7 @@ class Lane(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def _too_large(self, cycle: Cycle) -> bool:
-        announced = next((value for name, value in cycle.headers if name == b"content-length"), b"0")
+        announced = header(cycle.headers, b"content-length") or b"0"
         size = int(announced[:12]) if announced.isdigit() else 0
         if max(cycle.size, size) <= BODY_BYTES_MAX:
             return False
@@ -307,8 +307,7 @@ class Lane(HttpToolsProtocol):
         body = cycle.body[0] if len(cycle.body) == 1 else b"".join(cycle.body)
         cycle.body = []
         key = bearer(cycle.headers)
-        again = next((value for name, value in cycle.headers if name == b"idempotency-key"), None)
-        later = (DEFERRABLE_HEADER, b"true") in cycle.headers
+        again, later = header(cycle.headers, b"idempotency-key"), deferrable(cycle.headers)
         if again is None:
             serving = serve(self._house, cycle.endpoint, key, body, cycle, deferrable=later)
         else:

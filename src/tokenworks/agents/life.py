@@ -38,7 +38,7 @@ class Flow(Protocol):
 
 class Reply(Protocol):
     """The client's side. Nothing here waits: a client that is slow is told to the ``flow`` that ``start`` was given,
-    one that hangs up by cancelling the task that runs ``serve``.
+    one that hangs up by cancelling ``serve`` where it waits.
     """
 
     def whole(self, headers: bytes, body: bytes) -> None:
@@ -82,11 +82,7 @@ async def serve(
     arrived_ns = house.clock.now_ns()
     identity = key if isinstance(key, Identity) else house.desk.identify(key)
     request = parse_request(endpoint, body, house.new_receipt(arrived_ns), arrived_ns)
-    options, refused = eligible(request, house.offers)
-    if not house.overflow.orders and identity.account.overage not in RULES:
-        await _serve(house, identity, request, options, refused, reply)
-        return
-    found = Served(request, options, refused)
+    found = Served(request, *eligible(request, house.offers))
     if house.overflow.orders:
         found = await house.overflow.admitted(found, deferrable=deferrable)
     if identity.account.overage not in RULES:
@@ -134,8 +130,8 @@ async def _write(house: House, hold: Hold, request: Request, options: Sequence[O
     amount = trimmed(hold, request, options, decision) or hold.amount
     try:
         house.desk.trim(hold, amount, decision.chosen.site)
-    except Shortage as short:
-        await trim(house.desk, hold, amount, decision, short)
+    except Shortage:
+        await trim(house.desk, hold, amount, decision)
     if hold.waits:
         await house.desk.safe(hold)
 

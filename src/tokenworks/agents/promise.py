@@ -48,12 +48,8 @@ async def promise(desk: Desk, identity: Identity, request: Request, options: Seq
     return hold(low), with_output(request, low)
 
 
-async def trim(desk: Desk, hold: Hold, amount: Amount, decision: Decision, shortage: Shortage) -> None:
-    """Fix the hold at the chosen price, after a first attempt: a package that does not pay at the chosen site leaves
-    money to be leased.
-    """
-    if not await desk.refill(shortage):
-        raise shortage
+async def trim(desk: Desk, hold: Hold, amount: Amount, decision: Decision) -> None:
+    """Fix the hold at the chosen price: a package that does not pay at the chosen site leaves money to be leased."""
     await _leased(desk, lambda: desk.trim(hold, amount, decision.chosen.site))
 
 

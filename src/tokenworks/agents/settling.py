@@ -15,7 +15,7 @@ from tokenworks.core.clock import Clock
 from tokenworks.core.errors import ExchangeDown, TokenworksError
 from tokenworks.core.words import Decision, Delivery, Provenance, Request, Usage, Work
 from tokenworks.engine.adapter import Timing
-from tokenworks.engine.fleet import Replica
+from tokenworks.engine.record import Replica
 from tokenworks.exchange.desk import Desk, Hold
 from tokenworks.exchange.words import Settlement
 from tokenworks.site.agent import SiteAgent
@@ -67,6 +67,7 @@ def give_back(house: House, request: Request, hold: Hold, decision: Decision | N
 
 
 def decide(house: House, request: Request, options: Sequence[Offer], refused: dict[str, str]) -> Decision:
+    """Who serves it, and how long it took to choose."""
     began = house.clock.now_ns()
     decision = choose(request, options, refused, house.scales)
     took = house.clock.now_ns() - began
@@ -76,6 +77,7 @@ def decide(house: House, request: Request, options: Sequence[Offer], refused: di
 
 
 def headers(request: Request) -> bytes:
+    """The lines of the answer's head that tell of this request."""
     lines = b"%b: %b\r\n" % (RECEIPT_HEADER, request.id.encode())
     if request.clamped and request.output_max is not None:
         lines += b"%b: %d\r\n" % (CLAMP_HEADER, request.output_max)

@@ -12,6 +12,7 @@ import msgspec
 from tokenworks.agents.asked import ABSENT, Asked, decode_asked, decode_messages
 from tokenworks.core.errors import BadRequest
 from tokenworks.core.words import Endpoint, Request
+from tokenworks.engine.body import members, with_member
 
 TEMPLATE_TOKENS_MAX = 64
 """Tokens that a chat template adds around one message, at most."""
@@ -39,10 +40,6 @@ _SAID: dict[Endpoint, str] = {
     "responses": "input",
 }
 """Which member has the input."""
-
-
-_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_encode = msgspec.json.Encoder().encode
 
 
 def parse_request(endpoint: Endpoint, body: bytes, receipt: str, arrived_ns: int) -> Request:
@@ -107,27 +104,21 @@ def _reporting(body: bytes, options: dict[str, Any] | None) -> bytes:
     """The body of a stream that also reports its usage, which nobody but us asked for."""
     if not options:
         return body.rstrip()[:-1] + b',"stream_options":{"include_usage":true}}'
-    return _with(body, "stream_options", {**options, "include_usage": True})
-
-
-def _with(body: bytes, name: str, value: object) -> bytes:
-    members = _decode_members(body)  # everything else stays as it was written
-    members[name] = msgspec.Raw(_encode(value))
-    return _encode(members)
+    return with_member(body, "stream_options", {**options, "include_usage": True})
 
 
 def with_output(request: Request, output_max: int) -> Request:
     """The request with another limit on output tokens, in its body too."""
     names = _LIMITS[request.endpoint]
-    given = _decode_members(request.body)
+    given = members(request.body)
     name = next((name for name in names if not _empty(given.get(name, ABSENT))), names[-1])
-    body = _with(request.body, name, output_max)
+    body = with_member(request.body, name, output_max)
     return msgspec.structs.replace(request, body=body, output_max=output_max, clamped=True)
 
 
 def with_model(request: Request, model: str) -> Request:
     """The request for another model, in its body too."""
-    return msgspec.structs.replace(request, body=_with(request.body, "model", model), model=model)
+    return msgspec.structs.replace(request, body=with_member(request.body, "model", model), model=model)
 
 
 def _empty(raw: msgspec.Raw) -> bool:

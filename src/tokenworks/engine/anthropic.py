@@ -14,8 +14,9 @@ import msgspec
 from tokenworks.core.errors import BadRequest, TokenworksError
 from tokenworks.core.words import Request
 from tokenworks.engine.adapter import Completion
+from tokenworks.engine.body import members, with_member
 from tokenworks.engine.events import MessagesReader, Reader
-from tokenworks.engine.openai_compatible import OpenAICompatible, renamed
+from tokenworks.engine.openai_compatible import OpenAICompatible
 from tokenworks.engine.translate import ChatReader, to_chat, to_messages
 
 VERSION = "2023-06-01"
@@ -47,7 +48,7 @@ class Anthropic(OpenAICompatible):
         if request.endpoint != "chat":
             raise BadRequest(f"{request.model} answers chat and messages only", param="model")
         try:
-            return renamed(to_messages(request), self.upstream_model or request.model)
+            return with_member(to_messages(request), "model", self.upstream_model or request.model)
         except (KeyError, TypeError, AttributeError) as error:
             raise BadRequest(f"the request is not one of chat: {error!r}") from None
 
@@ -61,7 +62,7 @@ class Anthropic(OpenAICompatible):
     async def count_input(self, request: Request) -> int | None:
         """``POST /v1/messages/count_tokens``, which costs nothing. None when it does not answer."""
         try:
-            asked = msgspec.json.decode(self.body_for(request), type=dict[str, msgspec.Raw])
+            asked = members(self.body_for(request))
             for name in ("max_tokens", "stream", "temperature", "top_p", "stop_sequences", "metadata"):
                 asked.pop(name, None)
             status, said = await self.control("POST", "/v1/messages/count_tokens", msgspec.json.encode(asked))

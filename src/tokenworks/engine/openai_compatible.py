@@ -5,11 +5,10 @@ from __future__ import annotations
 import ssl
 from urllib.parse import urlsplit
 
-import msgspec
-
 from tokenworks.core.errors import EngineDown, EngineFailed, TokenworksError
 from tokenworks.core.words import Endpoint, Request
 from tokenworks.engine.adapter import Completion, Engine, Load
+from tokenworks.engine.body import with_member
 from tokenworks.engine.event import decoded
 from tokenworks.engine.events import MessagesReader, Reader, Relay, ResponsesReader, Sink
 from tokenworks.engine.http import CONNECTIONS_MAX, Headers, Pool, Response, read
@@ -81,22 +80,14 @@ class OpenAICompatible(Engine):
         )  # fmt: skip
 
     async def stream(self, request: Request) -> Stream:
-        response = await self._pool.ask(self._heads[request.endpoint], self.body_for(request))
-        if response.status != 200:
-            raise await self._refused(response)
-        if self._limited:
-            self._room = room_of(response.headers)
+        response = await self._ask(request)
         if not response.header(b"content-type").startswith(b"text/event-stream"):
             response.abort()
             raise EngineFailed("The engine did not stream although it was asked to.")
         return Stream(response, self.reader(request))
 
     async def complete(self, request: Request) -> Completion:
-        response = await self._pool.ask(self._heads[request.endpoint], self.body_for(request))
-        if response.status != 200:
-            raise await self._refused(response)
-        if self._limited:
-            self._room = room_of(response.headers)
+        response = await self._ask(request)
         body = (response.take() if response.complete else None) or await read(response, COMPLETION_BYTES_MAX)
         event, reader = decoded(body), self.reader(request)
         if request.endpoint in ("chat", "text") and event.choices is None:
@@ -163,19 +154,16 @@ class OpenAICompatible(Engine):
         """What is sent. Raises BadRequest for what this engine cannot be asked."""
         if self.upstream_model is None or self.upstream_model == request.model:
             return request.body
-        return renamed(request.body, self.upstream_model)
+        return with_member(request.body, "model", self.upstream_model)
 
-    async def _refused(self, response: Response) -> TokenworksError:
-        """What an answer with another status than 200 means."""
-        try:
-            said = await read(response, ERROR_BYTES_MAX)
-        except (EngineDown, EngineFailed):
-            said = b""
-        return error_of(response.status, said, response.headers)
-
-
-def renamed(body: bytes, model: str) -> bytes:
-    """The body with another model in it."""
-    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])  # everything else stays as it was written
-    fields["model"] = msgspec.Raw(msgspec.json.encode(model))
-    return msgspec.json.encode(fields)
+    async def _ask(self, request: Request) -> Response:
+        response = await self._pool.ask(self._heads[request.endpoint], self.body_for(request))
+        if response.status != 200:
+            try:
+                said = await read(response, ERROR_BYTES_MAX)
+            except (EngineDown, EngineFailed):
+                said = b""
+            raise error_of(response.status, said, response.headers)
+        if self._limited:
+            self._room = room_of(response.headers)
+        return response

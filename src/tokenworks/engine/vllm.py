@@ -11,6 +11,7 @@ import msgspec
 from tokenworks.core.errors import TokenworksError
 from tokenworks.core.words import Request
 from tokenworks.engine.adapter import Load
+from tokenworks.engine.body import members
 from tokenworks.engine.exposition import VLLM, load_of
 from tokenworks.engine.openai_compatible import OpenAICompatible
 
@@ -31,7 +32,7 @@ class VLLMAdapter(OpenAICompatible):
     async def count_input(self, request: Request) -> int | None:
         """``POST /tokenize``: the prompt after the chat template. None when the server cannot say."""
         try:
-            said = msgspec.json.decode(request.body, type=dict[str, msgspec.Raw])
+            said = members(request.body)
             asked = {name: said[name] for name in _COUNTED if name in said}
             asked["model"] = msgspec.Raw(msgspec.json.encode(self.upstream_model or request.model))
             status, body = await self.control("POST", "/tokenize", msgspec.json.encode(asked))

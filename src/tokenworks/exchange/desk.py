@@ -270,7 +270,7 @@ class Desk:
 
     async def safe(self, hold: Hold) -> None:
         """With the policy ``durable``: wait until what was written of a hold is on the disk. Raises ExchangeDown."""
-        if hold.journal.policy == "durable":
+        if hold.waits:
             await hold.journal.durable()
 
     def release(self, hold: Hold) -> None:

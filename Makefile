@@ -22,7 +22,7 @@ up: .venv/.run-ready ## Start the grid in the foreground; ARGS="--grid examples/
 fast: build/fast/.done ## Compile the request path with mypyc (needs a C compiler); then: PYTHONPATH=build/fast make up
 
 test-fast: build/fast/.done ## The tests of the request path and of the ledger on the compiled modules
-	@PYTHONPATH=build/fast $(BIN)/python -m pytest tests/unit/exchange tests/unit/agents tests/unit/core/test_core_steps*.py \
+	@PYTHONPATH=build/fast $(BIN)/python -m pytest tests/unit/exchange tests/unit/agents tests/unit/core/test_core_steps*.py tests/unit/core/test_core_post.py \
 		--ignore tests/unit/exchange/test_exchange_desk.py --ignore tests/unit/exchange/test_exchange_desk_prices.py \
 		tests/unit/engine/test_engine_events.py tests/unit/engine/test_engine_http.py tests/integration/agents $(ARGS)
 
@@ -76,9 +76,9 @@ chaos-exchange: .venv/.dev-ready ## 200 rounds of kill -9 and pauses, on SQLite 
 
 # What every request runs through, in the gateway and then in the ledger. The sources stay the truth: the copy is compiled
 # as it stands. What is written as a coroutine is not in it: compiled, coroutines did not bear being cancelled.
-FAST := $(patsubst %,tokenworks/%.py,core/ids core/clock core/steps core/units \
-	agents/answers agents/awake agents/cycle agents/heads agents/lane agents/metrics agents/settling agents/shape \
-	agents/worst brain/route engine/events engine/sse engine/record engine/usage engine/wire \
+FAST := $(patsubst %,tokenworks/%.py,core/ids core/clock core/post core/steps core/units \
+	agents/answers agents/awake agents/cycle agents/heads agents/lane agents/life agents/metrics agents/settling agents/shape \
+	agents/promise agents/worst brain/route engine/events engine/http engine/openai_compatible engine/sse engine/record engine/usage engine/wire \
 	exchange/desk exchange/budget exchange/journal/journal exchange/journal/frames exchange/journal/reading \
 	exchange/journal/waiters exchange/ledger exchange/batch exchange/state exchange/grants exchange/store/fits \
 	exchange/log/leaves exchange/log/plain exchange/log/merkle exchange/log/writer)

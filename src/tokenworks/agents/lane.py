@@ -23,6 +23,7 @@ from tokenworks.agents.heads import BODY_BYTES_MAX, TOKEN_ROUTES, Head, bearer, 
 from tokenworks.agents.life import House, serve
 from tokenworks.agents.once import Once
 from tokenworks.core.errors import BadRequest, BodyTooLarge, TimedOut, TokenworksError, UnknownKey
+from tokenworks.core.post import posted
 from tokenworks.core.steps import Steps
 
 HEAD_BYTES_MAX = 65_536
@@ -36,8 +37,7 @@ PROBE_S = 0.2
 LINGER_S = 1.0
 """How long a client may go on sending after its last answer."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_SIGN = b": still here\n\n"
-"""A comment in a stream of events."""
+_SIGN = b": still here\n\n"  # a comment in a stream of events
 
 
 @mypyc_attr(native_class=False)
@@ -73,16 +73,16 @@ class Lane(HttpToolsProtocol):
         return Lane._date[1]
 
     # What the loop says.
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._mail = posted(transport, self.loop)
+        super().connection_made(self._mail)  # type: ignore[arg-type]  # all of a transport that is asked for
+
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
         if not self._arriving:
-            if (
-                self._head
-                and not self._busy()
-                and not self.flow.write_paused
-                and (body := self._head.body(data)) is not None
-            ):
+            free = self._head is not None and not self._busy() and not self.flow.write_paused
+            if free and self._head and (body := self._head.body(data)) is not None:
                 self._again(self._head, body)
                 return
             self._packet = data
@@ -125,6 +125,7 @@ class Lane(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]  # True keeps our side open
         """The client has closed its side. It may still read; one that is gone tells when something is sent."""
         if not self._last():
+            self._mail.flush()  # the loop closes now
             return False
         if isinstance(self.cycle, Cycle):
             self._probe(self.cycle, 2)

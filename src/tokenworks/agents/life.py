@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 from tokenworks.agents.answers import error_event, last_events, with_receipt
@@ -18,6 +19,7 @@ from tokenworks.agents.worst import SLICE_TOKENS, hold_worst, trimmed
 from tokenworks.brain.route import Offer, eligible
 from tokenworks.core.errors import BudgetSpent, EngineDown, ExchangeDown, TokenworksError
 from tokenworks.core.words import Decision, Endpoint, Request, Usage
+from tokenworks.engine.adapter import TokenStream
 from tokenworks.engine.record import Replica
 from tokenworks.exchange.budget import Shortage
 from tokenworks.exchange.desk import Hold, Identity
@@ -85,19 +87,20 @@ async def serve(
     found = Served(request, *eligible(request, house.offers))
     if house.overflow.orders:
         found = await house.overflow.admitted(found, deferrable=deferrable)
-    if identity.account.overage not in RULES:
-        await _serve(house, identity, *found, reply)
-        return
-    async with house.overflow.served(identity, found) as ruled:
-        await _serve(house, identity, *ruled, reply)
+    if identity.account.overage in RULES:
+        await house.overflow.ruled(identity, found, partial(_serve, house, identity, reply))
+    else:
+        await _serve(house, identity, reply, found)
 
 
-async def _serve(
-    house: House, identity: Identity, request: Request, options: list[Offer], refused: dict[str, str], reply: Reply
-) -> None:
+async def _serve(house: House, identity: Identity, reply: Reply, found: Served) -> None:
+    request, options, refused = found
+    hold: Hold | None
     try:
         hold = hold_worst(house.desk, identity, request, options)
     except Shortage:
+        hold = None
+    if hold is None:
         hold, request = await promise(house.desk, identity, request, options)
     decision: Decision | None = None
     try:
@@ -128,9 +131,12 @@ async def _serve(
 async def _write(house: House, hold: Hold, request: Request, options: Sequence[Offer], decision: Decision) -> None:
     """The hold goes into the journal before an engine is asked."""
     amount = trimmed(hold, request, options, decision) or hold.amount
+    short = False
     try:
         house.desk.trim(hold, amount, decision.chosen.site)
     except Shortage:
+        short = True
+    if short:
         await trim(house.desk, hold, amount, decision)
     if hold.waits:
         await house.desk.safe(hold)
@@ -165,37 +171,28 @@ async def _stream(house: House, request: Request, hold: Hold, decision: Decision
     """An answer in events, relayed as they come. The books have it before its last event leaves."""
     replica = house.replicas[decision.chosen.replica]
     state = begin(house, request, replica)
-    error: TokenworksError | None = None
-    held: Sequence[bytes] = ()
+    error: BaseException | None = None
+    stream: TokenStream | None = None
     ending = "complete"
     try:
         stream = await replica.adapter.stream(request)
-
-        def sink(events: bytes) -> None:
-            if not state.sent:
-                state.first_ns, state.sent = house.clock.now_ns(), True
-                reply.start(headers(request), stream)
-            reply.send(events)
-
-        try:
-            slice_tokens = SLICE_TOKENS * request.choices
-            # The hold grows before it is used up, since a chunk can be more than one token.
-            reach = slice_tokens * 7 // 8
-            while not await stream.relay(sink, reach):
-                await extend(house.desk, request, hold, decision)
-                reach += slice_tokens
-            held = stream.held
-        finally:
+        await _relay(house, request, hold, decision, state, stream, reply)
+    except BaseException as broken:  # looked at below: what is compiled cannot wait while it handles an error
+        error = broken
+    try:
+        if stream is not None:
             state.chunks, state.usage, state.timing = stream.chunks, stream.usage, stream.timing
             await stream.abort()
-    except asyncio.CancelledError:
-        await _settle_cut(house, request, hold, decision, state, replica, "client_gone")
-        raise
-    except TokenworksError as broken:
-        replica.heard(broken)
-        if isinstance(broken, EngineDown) and not state.sent:
-            raise
-        error, ending = broken, "engine_failed" if broken.status >= 500 else "refused"
+        if isinstance(error, TokenworksError):
+            replica.heard(error)
+            if isinstance(error, EngineDown) and not state.sent:
+                raise error
+            ending = "engine_failed" if error.status >= 500 else "refused"
+        elif isinstance(error, asyncio.CancelledError):
+            await _settle_cut(house, request, hold, decision, state, replica, "client_gone")
+            raise error
+        elif error is not None:
+            raise error
     finally:
         replica.end()
     try:
@@ -205,10 +202,10 @@ async def _stream(house: House, request: Request, hold: Hold, decision: Decision
             settled = settle(house, request, hold, decision, state, ending)
             if hold.waits:
                 await house.desk.safe(hold)
-        last = last_events(request, held, settled)
+        last = last_events(request, stream.held if stream is not None else (), settled)
     except ExchangeDown as refused:
         error, last = error or refused, b""
-    if error is not None:
+    if isinstance(error, TokenworksError):
         if not state.sent:
             raise error
         last = error_event(error, request.endpoint)
@@ -216,6 +213,31 @@ async def _stream(house: House, request: Request, hold: Hold, decision: Decision
         reply.start(headers(request), _STILL)
     reply.send(last)
     reply.end()
+
+
+async def _relay(
+    house: House,
+    request: Request,
+    hold: Hold,
+    decision: Decision,
+    state: Answering,
+    stream: TokenStream,
+    reply: Reply,
+) -> None:
+    """All of the stream but what is held back at its end."""
+
+    def sink(events: bytes) -> None:
+        if not state.sent:
+            state.first_ns, state.sent = house.clock.now_ns(), True
+            reply.start(headers(request), stream)
+        reply.send(events)
+
+    slice_tokens = SLICE_TOKENS * request.choices
+    # The hold grows before it is used up, since a chunk can be more than one token.
+    reach = slice_tokens * 7 // 8
+    while not await stream.relay(sink, reach):
+        await extend(house.desk, request, hold, decision)
+        reach += slice_tokens
 
 
 async def _settle_cut(

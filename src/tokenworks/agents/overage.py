@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -102,6 +102,11 @@ class Overflow:
         """Keep to the sites of which nothing is asked, where there are any."""
         free = [option for option in found.options if option.site not in self.orders]
         return found._replace(options=free or found.options)
+
+    async def ruled(self, identity: Identity, found: Served, serve: Callable[[Served], Awaitable[None]]) -> None:
+        """Serve a request of an account whose rule is one of ``RULES``. Raises as ``served``."""
+        async with self.served(identity, found) as ruled:
+            await serve(ruled)
 
     @contextlib.asynccontextmanager
     async def served(self, identity: Identity, found: Served) -> AsyncIterator[Served]:

@@ -66,7 +66,8 @@ async def _leased(desk: Desk, attempt: Callable[[], T]) -> T:
     for _ in range(REFILLS_MAX):
         try:
             return attempt()
-        except Shortage as shortage:
-            if not await desk.refill(shortage):
-                raise
+        except Shortage as error:
+            shortage = error
+        if not await desk.refill(shortage):
+            raise shortage
     return attempt()

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Protocol
 
 import httptools
 
 from tokenworks.core.errors import EngineDown, EngineFailed
+from tokenworks.core.post import Posted, posted
 from tokenworks.core.steps import Waiter, wait
 from tokenworks.engine.reports import NothingCame
 
@@ -166,7 +167,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, pool: Keeper) -> None:
         self._pool = pool
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
+        self._transport: Posted | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._response: Response | None = None
         self._waiter: Waiter | None = None
@@ -256,7 +257,7 @@ class Connection(asyncio.Protocol):
     # What asyncio says.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without saying so
+        self._transport = posted(transport, self._loop)
         self._pool.opened(self)
 
     def data_received(self, data: bytes) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tokenworks.core.clock import Clock
 from tokenworks.core.errors import LedgerRefused
+from tokenworks.core.turns import in_turns
 from tokenworks.core.units import NS_PER_S
 from tokenworks.exchange import words
 from tokenworks.exchange.batch import Batch, Decoded, decoded, receipts_of, uncollected
@@ -171,7 +172,7 @@ class LedgerService:
         return self._sources.get(source, (START, LIVE))[0]
 
     def _apply_batch(self, batch: list[Record], source: Source) -> None:
-        commands = [decoded(payload) for payload, _ in batch]
+        commands = [decoded(payload) for payload, _ in in_turns(batch)]
         try:
             self._take(batch, commands, source, None)
         except LedgerRefused:
@@ -188,7 +189,7 @@ class LedgerService:
         try:
             with self.store.transaction(), uncollected():
                 batch = Batch(self.state, self.store, self.log.writer, source, self._txn, settled_before)
-                for found, (payload, _) in zip(commands, records, strict=True):
+                for found, (payload, _) in in_turns(zip(commands, records, strict=True)):
                     batch.take(found, payload)
                 batch.write()
                 for name, over in batch.touched.ended.items():

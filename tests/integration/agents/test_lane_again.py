@@ -11,9 +11,10 @@ import pytest
 from tests.support.house import HASH, KEY, KEY_ID, OTHER_HASH, OTHER_ID, OTHER_KEY, Script, World
 from tests.support.lane import Answer, chunked, gateway, get, request, until
 
-from tokenworks.agents import lane, life
 from tokenworks.agents.heads import Head
 from tokenworks.agents.lane import Lane
+from tokenworks.agents.overage import Served
+from tokenworks.curtail import Order
 from tokenworks.exchange.words import Account, Budget, Directory, Key
 
 House = Callable[..., World]
@@ -251,14 +252,15 @@ async def test_whether_it_can_wait_is_remembered(
 ) -> None:
     """The header that says so belongs to its own head only."""
     said: list[bool] = []
-    real = life.serve
 
-    def serve(*args: object, deferrable: bool = False) -> object:
+    async def admitted(found: Served, *, deferrable: bool) -> Served:
         said.append(deferrable)
-        return real(*args, deferrable=deferrable)  # type: ignore[arg-type]  # as it came
+        return found
 
-    monkeypatch.setattr(lane, "serve", serve)
     async with gateway(house(Script())) as g:
+        overflow = g.world.house.overflow
+        overflow.orders = {"elsewhere": Order(event="e", max_mw=1, firm=True, end_ns=2**62, step=1, since_ns=0)}
+        monkeypatch.setattr(overflow, "admitted", admitted)
         client = await g.client()
         later, now = request("tag", LATER), request("tag")
         answers = [await client.send(raw).answer() for raw in (later, later, now, now, later)]

@@ -23,10 +23,10 @@ from tokenworks.core.words import Candidate, Decision, Delivery, EnergyLine, Int
 from tokenworks.exchange.log import plain
 from tokenworks.exchange.log.bundle import Bundle, audit, parse, parse_proof, proof_text, verify_bundle
 from tokenworks.exchange.log.checkpoint import BadVerifier, new_key, sign
-from tokenworks.exchange.log.errors import BadBundle, LogForked
+from tokenworks.exchange.log.errors import BadBundle, LogForked, NotInCheckpoint
 from tokenworks.exchange.log.leaves import Identity, Metered, Settled, Totals, canonical, energy_leaf, settlement_leaf
 from tokenworks.exchange.log.merkle import consistency_proof
-from tokenworks.exchange.log.writer import LogWriter, NotInCheckpoint, export, refuse_fork
+from tokenworks.exchange.log.writer import LogWriter, export, refuse_fork
 from tokenworks.exchange.receipt import receipt_view
 from tokenworks.exchange.words import Settlement, SiteFacts
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenworks.core.errors import BadRequest, DataDirError
+from tokenworks.core.errors import BadRequest, DataDirError, NotFound
 
 
 class NotInTree(BadRequest):
@@ -27,3 +27,9 @@ class BadBundle(BadRequest):
     """The file is not a bundle of receipts."""
 
     code = "bad_bundle"
+
+
+class NotInCheckpoint(NotFound):
+    """The receipt is not in a signed checkpoint of the log yet."""
+
+    code = "not_in_checkpoint"

@@ -18,16 +18,10 @@ from tokenworks.exchange.log import checkpoint as notes
 from tokenworks.exchange.log import leaves
 from tokenworks.exchange.log.bundle import Bundle, Proven, Shown
 from tokenworks.exchange.log.checkpoint import Checkpoint, SigningKey, parse_and_verify, sign
-from tokenworks.exchange.log.errors import LogForked
+from tokenworks.exchange.log.errors import LogForked, NotInCheckpoint
 from tokenworks.exchange.log.merkle import Nodes, Tree, consistency_proof, inclusion_proof, leaf_hash, root_at
 from tokenworks.exchange.log.plain import Object
 from tokenworks.exchange.words import Settlement
-
-
-class NotInCheckpoint(NotFound):
-    """The receipt is not in a signed checkpoint of the log yet."""
-
-    code = "not_in_checkpoint"
 
 
 class LogStore(Nodes, Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
-TURN = 4
+TURN = 8
 """Things done, each of some microseconds, before others may go first."""
 
 

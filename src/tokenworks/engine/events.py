@@ -28,6 +28,8 @@ from tokenworks.engine.usage import Shape, read
 from tokenworks.engine.wire import BY_CLIENT, BY_HOLD, Response
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
+EVENT_BYTES_MIN = 16
+"""An event with output is longer."""
 Sink = Callable[[bytes], None]
 """Takes whole events as they come; called inside the socket's own callback, so it must not wait."""
 log = logging.getLogger(__name__)
@@ -40,7 +42,9 @@ class Reader:
     shape: Shape = "openai"
     mark: ClassVar[bytes] = b'"content":"'
     """How a delta's text begins, as llama.cpp, vLLM and SGLang write it."""
-    signs: ClassVar[tuple[bytes, ...]] = (b'"timings"', b'"error"', b"[DONE]", b"error:", b"event:", b"data: null")
+    opening: ClassVar[bytes] = b"data: {"
+    """How an event with a delta begins; of several, each but the first behind the blank line of the one before."""
+    signs: ClassVar[tuple[bytes, ...]] = (b'"error"', b'"timings"')
     """An event with one of these may be more than a delta."""
     output: ClassVar[re.Pattern[bytes]] = re.compile(
         rb'"(?:content|text|reasoning_content|reasoning|refusal)"\s*:\s*"(?!")'
@@ -49,15 +53,18 @@ class Reader:
 
     def deltas(self, events: bytes) -> int | None:
         """How many of these whole events carry output, when they are nothing but deltas; None: read each of them."""
-        made = events.count(self.mark)
-        if made != events.count(b"\n\n") or b"\r" in events:
+        made, opening = events.count(self.mark), self.opening
+        if not events.startswith(opening) or events.count(b"\n\n" + opening) != made - 1 or b"\r" in events:
             return None  # an event without the mark may be output of another kind, or none
+        if events.count(b"\n") != made * (opening.count(b"\n") + 2):
+            return None
         for sign in self.signs:
             if sign in events:
                 return None
         if b'"usage"' in events and _USAGE.search(events):
             return None
-        return made - events.count(self.mark + b'"')
+        empty = self.mark + b'"'
+        return made - events.count(empty) if empty in events else made
 
     def read(self, raw: bytes) -> Chunk | None:
         """The chunk, or None for an event that means nothing. Raises EngineFailed when it reports an error."""
@@ -103,7 +110,8 @@ class MessagesReader(Reader):
 
     shape = "anthropic"
     mark = b'"text":"'
-    signs = (b'"error"', b"event: error", b"message_start", b"message_delta", b"message_stop", b"block_start")
+    opening = b"event: content_block_delta\ndata: {"
+    signs = (b'"error"',)
     output = re.compile(rb'"(?:text|thinking|partial_json)"\s*:\s*"(?!")')
 
     def __init__(self) -> None:
@@ -134,7 +142,8 @@ class ResponsesReader(Reader):
     """OpenAI's responses: the last event is the whole response, with its usage."""
 
     mark = b'"delta":"'
-    signs = (b'"error"', b"response.completed", b"response.incomplete", b"response.failed", b"event: error")
+    opening = b"event: response.output_text.delta\ndata: {"
+    signs = (b'"error"',)
     output = re.compile(rb'"delta"\s*:\s*"(?!")')
 
     def read(self, raw: bytes) -> Chunk | None:
@@ -205,7 +214,8 @@ class Relay:
     def _take(self, blocks: list[bytes]) -> None:
         if len(blocks) > 1:  # at once what is sure to be covered
             packet = b"".join(blocks)
-            if self.chunks + packet.count(b"\n\n") < self._chunks_max:
+            most = len(packet) // EVENT_BYTES_MIN
+            if self.chunks + most < self._chunks_max or self.chunks + packet.count(b"\n\n") < self._chunks_max:
                 blocks = [packet]
         for block in blocks:
             self._take_one(block)
@@ -221,19 +231,39 @@ class Relay:
             self.chunks += made
             self._sink(events)
         elif events:
-            for raw in self._splitter.split(events):
-                if self._event(raw):
-                    self._response.wake()
-                    return
+            if self._mixed(self._splitter.split(events)):
+                self._response.wake()
+                return
         if self.chunks >= self._chunks_max:
             self._response.pause(BY_HOLD)
             self._response.wake()
 
-    def _event(self, raw: bytes) -> bool:
-        """Take one event; True: it was the last."""
+    def _mixed(self, events: list[bytes]) -> bool:
+        """Take events of which some are more than deltas, mostly the last ones of a stream; True: the end is there."""
+        plain, passed = len(events), list[bytes]()
+        while plain and self._reader.deltas(events[plain - 1]) is None:
+            plain -= 1
+        head = b"".join(events[:plain])
+        if plain and (made := self._reader.deltas(head)) is not None:
+            self.chunks += made
+            passed.append(head)
+        else:
+            plain = 0
+        try:
+            for raw in events[plain:]:
+                self._event(raw, passed)
+                if self._done:
+                    break
+        finally:
+            if passed:
+                self._sink(b"".join(passed))
+        return self._done
+
+    def _event(self, raw: bytes, passed: list[bytes]) -> None:
+        """Take one event; what the client sees of it now is added to ``passed``."""
         chunk = self._reader.read(raw)
         if chunk is None:
-            return False
+            return
         self.chunks += chunk.output
         if chunk.usage is not None:
             self.usage = chunk.usage
@@ -242,8 +272,7 @@ class Relay:
         if chunk.held:
             self.held.append(chunk.raw)
         elif not chunk.done:
-            self._sink(chunk.raw)
-        return chunk.done
+            passed.append(chunk.raw)
 
     def pause(self) -> None:
         """See ``TokenStream.pause``."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from tokenworks.core.errors import EngineDown, EngineFailed
 from tokenworks.core.steps import in_task
 from tokenworks.engine.reports import NothingCame
-from tokenworks.engine.wire import Connection, Response
+from tokenworks.engine.wire import Connection, Pace, Response
 
 __all__ = ["Headers", "Pool", "Response", "next_block", "read"]
 
@@ -79,6 +79,7 @@ class Pool:
         self._free: list[Connection] = []
         self._connecting = 0
         self._closed = False
+        self.pace = Pace()
 
     def head(self, method: str, path: str, headers: Headers = ()) -> bytes:
         """The head of a request, for ``ask``: made once, sent often."""

@@ -25,14 +25,22 @@ TIMER_SLACK_S = 1.0
 """A timer may stand this much too late: timeouts need not be sharper."""
 BUFFER_BYTES_MAX = 262_144
 """Body bytes waiting for a slow reader; beyond that the socket is no longer read."""
-BY_BUFFER, BY_CLIENT, BY_HOLD = 1, 2, 4
-"""Why a socket is not read: our buffer is full, the client is slow, the hold must grow first."""
+BY_BUFFER, BY_CLIENT, BY_HOLD, BY_PACE = 1, 2, 4, 8
+"""Why a socket is not read: our buffer is full, the client is slow, the hold must grow first, it was read just now."""
+import os
+
+PACE_S = float(os.environ.get("PACE", "0.001"))
+"""A stream whose packets follow one another faster is read once in this time: what came meanwhile is one packet. Tokens
+are made more slowly than that; what they come through (engines that catch up, other gateways) may hand them on faster,
+and each packet costs more than the events in it."""
 Taker = Callable[[list[bytes]], None]
 """Takes the body bytes of one packet, in as many pieces as HTTP cut them into."""
 
 
 class Keeper(Protocol):
     """Who is told what becomes of a connection: the pool."""
+
+    pace: Pace
 
     def opened(self, connection: Connection) -> None: ...
     def release(self, connection: Connection, keep: bool) -> None: ...
@@ -161,6 +169,27 @@ class Response:
         self._error = error
 
 
+class Pace:
+    """Lets the streams of one pool that come too fast be read again, all at the same time."""
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self) -> None:
+        self._waiting: list[Connection] = []
+
+    def slow(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+        """Read no more of it until the next time."""
+        connection.pause(BY_PACE)
+        self._waiting.append(connection)
+        if len(self._waiting) == 1:
+            loop.call_later(PACE_S, self._again)
+
+    def _again(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for connection in waiting:
+            connection.resume(BY_PACE)
+
+
 class Connection(asyncio.Protocol):
     """One socket, and the parser of what arrives on it. Serves one response at a time."""
 
@@ -183,7 +212,7 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._headers: list[tuple[bytes, bytes]] = []
         self.served = 0
-        self._free_since = 0.0
+        self._free_since = self._packet_at = 0.0
 
     # What the pool and the response ask for.
 
@@ -287,7 +316,10 @@ class Connection(asyncio.Protocol):
         elif not response.status and self._head_bytes > HEAD_BYTES_MAX:
             self.fail(EngineFailed("The engine's headers are too long."))
         elif response.taken and not self._woken:
-            self._deadline = self._loop.time() + self.idle_s
+            now = self._loop.time()
+            if now < self._packet_at + PACE_S and not self._paused:
+                self._pool.pace.slow(self, self._loop)
+            self._packet_at, self._deadline = now, now + self.idle_s
         else:
             self.wake()
 

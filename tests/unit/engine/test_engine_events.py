@@ -17,7 +17,7 @@ from tokenworks.core.errors import EngineFailed
 from tokenworks.core.words import Usage
 from tokenworks.engine.events import MessagesReader, Reader, ResponsesReader
 from tokenworks.engine.openai_compatible import Stream
-from tokenworks.engine.wire import Connection
+from tokenworks.engine.wire import Connection, Pace
 
 _BLANKS = re.compile(rb"\n{2,}")
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -59,6 +59,8 @@ class Wire:
     def abort(self) -> None:
         self.closed = True
 
+    pace = Pace()
+
     def opened(self, connection: Connection) -> None: ...
     def release(self, connection: Connection, keep: bool) -> None:
         self.kept += keep
@@ -68,10 +70,10 @@ class Wire:
 
     async def feed(self, packets: Sequence[bytes]) -> None:
         for packet in packets:
-            for _ in range(100):
+            for turn in range(200):
                 if not self.paused:
                     break
-                await asyncio.sleep(0)
+                await asyncio.sleep(0 if turn < 20 else 0.001)
             assert not self.paused, "it is never resumed"
             if self.closed:
                 return

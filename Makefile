@@ -77,8 +77,9 @@ chaos-exchange: .venv/.dev-ready ## 200 rounds of kill -9 and pauses, on SQLite 
 # What every request runs through, in the gateway and then in the ledger. The sources stay the truth: the copy is compiled
 # as it stands. What is written as a coroutine is not in it: compiled, coroutines did not bear being cancelled.
 FAST := $(patsubst %,tokenworks/%.py,core/ids core/clock core/post core/steps core/units \
-	agents/answers agents/awake agents/cycle agents/heads agents/lane agents/life agents/metrics agents/settling agents/shape \
-	agents/promise agents/worst brain/route engine/events engine/http engine/openai_compatible engine/sse engine/record engine/usage engine/wire \
+	agents/answers agents/awake agents/cycle agents/heads agents/lane agents/life agents/metrics agents/promise \
+	agents/settling agents/shape agents/worst brain/route \
+	engine/events engine/http engine/openai_compatible engine/pace engine/record engine/sse engine/usage engine/wire \
 	exchange/desk exchange/budget exchange/journal/journal exchange/journal/frames exchange/journal/reading \
 	exchange/journal/waiters exchange/ledger exchange/batch exchange/state exchange/grants exchange/store/fits \
 	exchange/log/leaves exchange/log/plain exchange/log/merkle exchange/log/writer)

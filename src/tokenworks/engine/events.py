@@ -230,10 +230,9 @@ class Relay:
         if events and (made := self._reader.deltas(events)) is not None:
             self.chunks += made
             self._sink(events)
-        elif events:
-            if self._mixed(self._splitter.split(events)):
-                self._response.wake()
-                return
+        elif events and self._mixed(self._splitter.split(events)):
+            self._response.wake()
+            return
         if self.chunks >= self._chunks_max:
             self._response.pause(BY_HOLD)
             self._response.wake()

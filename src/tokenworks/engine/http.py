@@ -13,8 +13,9 @@ from collections.abc import Iterable
 
 from tokenworks.core.errors import EngineDown, EngineFailed
 from tokenworks.core.steps import in_task
+from tokenworks.engine.pace import Pace
 from tokenworks.engine.reports import NothingCame
-from tokenworks.engine.wire import Connection, Pace, Response
+from tokenworks.engine.wire import Connection, Response
 
 __all__ = ["Headers", "Pool", "Response", "next_block", "read"]
 

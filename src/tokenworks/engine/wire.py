@@ -15,6 +15,7 @@ import httptools
 from tokenworks.core.errors import EngineDown, EngineFailed
 from tokenworks.core.post import Posted, posted
 from tokenworks.core.steps import Waiter, wait
+from tokenworks.engine.pace import Pace
 from tokenworks.engine.reports import NothingCame
 
 DETACHED_S = 1.0
@@ -25,14 +26,8 @@ TIMER_SLACK_S = 1.0
 """A timer may stand this much too late: timeouts need not be sharper."""
 BUFFER_BYTES_MAX = 262_144
 """Body bytes waiting for a slow reader; beyond that the socket is no longer read."""
-BY_BUFFER, BY_CLIENT, BY_HOLD, BY_PACE = 1, 2, 4, 8
-"""Why a socket is not read: our buffer is full, the client is slow, the hold must grow first, it was read just now."""
-import os
-
-PACE_S = float(os.environ.get("PACE", "0.001"))
-"""A stream whose packets follow one another faster is read once in this time: what came meanwhile is one packet. Tokens
-are made more slowly than that; what they come through (engines that catch up, other gateways) may hand them on faster,
-and each packet costs more than the events in it."""
+BY_BUFFER, BY_CLIENT, BY_HOLD = 1, 2, 4
+"""Why a socket is not read: our buffer is full, the client is slow, the hold must grow first. See ``BY_PACE`` too."""
 Taker = Callable[[list[bytes]], None]
 """Takes the body bytes of one packet, in as many pieces as HTTP cut them into."""
 
@@ -169,27 +164,6 @@ class Response:
         self._error = error
 
 
-class Pace:
-    """Lets the streams of one pool that come too fast be read again, all at the same time."""
-
-    __slots__ = ("_waiting",)
-
-    def __init__(self) -> None:
-        self._waiting: list[Connection] = []
-
-    def slow(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
-        """Read no more of it until the next time."""
-        connection.pause(BY_PACE)
-        self._waiting.append(connection)
-        if len(self._waiting) == 1:
-            loop.call_later(PACE_S, self._again)
-
-    def _again(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for connection in waiting:
-            connection.resume(BY_PACE)
-
-
 class Connection(asyncio.Protocol):
     """One socket, and the parser of what arrives on it. Serves one response at a time."""
 
@@ -317,7 +291,7 @@ class Connection(asyncio.Protocol):
             self.fail(EngineFailed("The engine's headers are too long."))
         elif response.taken and not self._woken:
             now = self._loop.time()
-            if now < self._packet_at + PACE_S and not self._paused:
+            if not self._paused and self._pool.pace.too_fast(self._packet_at, now):
                 self._pool.pace.slow(self, self._loop)
             self._packet_at, self._deadline = now, now + self.idle_s
         else:

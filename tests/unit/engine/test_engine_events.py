@@ -17,7 +17,8 @@ from tokenworks.core.errors import EngineFailed
 from tokenworks.core.words import Usage
 from tokenworks.engine.events import MessagesReader, Reader, ResponsesReader
 from tokenworks.engine.openai_compatible import Stream
-from tokenworks.engine.wire import Connection, Pace
+from tokenworks.engine.pace import Pace
+from tokenworks.engine.wire import Connection
 
 _BLANKS = re.compile(rb"\n{2,}")
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -81,7 +81,7 @@ FAST := $(patsubst %,tokenworks/%.py,core/ids core/clock core/post core/steps co
 	agents/settling agents/shape agents/worst brain/route \
 	engine/events engine/http engine/openai_compatible engine/pace engine/record engine/sse engine/usage engine/wire \
 	exchange/desk exchange/budget exchange/journal/journal exchange/journal/frames exchange/journal/reading \
-	exchange/journal/waiters exchange/ledger exchange/batch exchange/state exchange/grants exchange/store/fits \
+	exchange/journal/waiters exchange/ledger exchange/batch exchange/state exchange/grants exchange/rater exchange/store/fits \
 	exchange/log/leaves exchange/log/plain exchange/log/merkle exchange/log/writer)
 
 build/fast/.done: $(shell find src -name '*.py') Makefile .venv/.dev-ready

@@ -170,4 +170,5 @@ def stu_text(ustu: int) -> str:
     """``1500000`` -> ``"1.5 STU"``: exact."""
     sign = "-" if ustu < 0 else ""
     whole, fraction = divmod(abs(ustu), MICRO)
-    return f"{sign}{whole}{f'.{fraction:06d}'.rstrip('0').rstrip('.')} STU"
+    decimals = "." + str(MICRO + fraction)[1:].rstrip("0") if fraction else ""
+    return f"{sign}{whole}{decimals} STU"

@@ -39,7 +39,7 @@ def read(shape: Shape, report: object) -> Reading:
 
     ``report`` is the usage object itself, or the answer that has it under ``usage`` (llama.cpp: ``timings``).
     """
-    if not isinstance(report, Mapping):
+    if not isinstance(report, dict):
         return Reading(None, "there is no report")
     try:
         usage = _SHAPES[shape](report)
@@ -54,7 +54,7 @@ def _part(report: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     value = report.get(name)
     if value is None:
         return {}
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         raise _Unusable(f"{name} is not an object")
     return value
 

@@ -20,7 +20,8 @@ from tokenworks.core.words import Amount, Decision, Delivery, EnergyLine, Reques
 from tokenworks.exchange import budget
 from tokenworks.exchange.budget import BudgetTree, Counter, Path, Promise, Purse, Shortage, burns
 from tokenworks.exchange.journal import Journal
-from tokenworks.exchange.prices import TOKENS_PER_PRICE, Prices, Rater, Tariff
+from tokenworks.exchange.prices import TOKENS_PER_PRICE, Prices, Tariff
+from tokenworks.exchange.rater import Rater
 from tokenworks.exchange.words import (
     Account,
     AnyCommand,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tokenworks.core.clock import Clock
 from tokenworks.core.errors import LedgerRefused
-from tokenworks.core.turns import in_turns
+from tokenworks.core.turns import TURN, in_turns
 from tokenworks.core.units import NS_PER_S
 from tokenworks.exchange import words
 from tokenworks.exchange.batch import Batch, Decoded, decoded, receipts_of, uncollected
@@ -172,7 +172,7 @@ class LedgerService:
         return self._sources.get(source, (START, LIVE))[0]
 
     def _apply_batch(self, batch: list[Record], source: Source) -> None:
-        commands = [decoded(payload) for payload, _ in in_turns(batch)]
+        commands = [decoded(payload) for payload, _ in in_turns(batch, 8 * TURN)]
         try:
             self._take(batch, commands, source, None)
         except LedgerRefused:

@@ -30,7 +30,8 @@ from tokenworks.exchange.exports.sold import (
     purchase_of,
     sold_of,
 )
-from tokenworks.exchange.prices import Rater, default_prices
+from tokenworks.exchange.prices import default_prices
+from tokenworks.exchange.rater import Rater
 from tokenworks.exchange.words import Burn, Grant
 
 PRICES = default_prices("USD")

@@ -14,11 +14,11 @@ from tokenworks.exchange.cards import Card, PriceBook, PriceLine, RateCard, Rate
 from tokenworks.exchange.prices import (
     PriceList,
     Prices,
-    Rater,
     default_prices,
     shipped_prices,
     with_lines,
 )
+from tokenworks.exchange.rater import Rater
 
 TEXT = ("input", "cached_input", "cache_write", "output", "reasoning")
 line = st.fixed_dictionaries({bucket: st.integers(0, 10**9) for bucket in TEXT})

@@ -9,7 +9,7 @@ from pathlib import Path
 import apsw
 
 from tokenworks.core.errors import DataDirError, ExchangeDown, LedgerRefused
-from tokenworks.core.turns import in_turns
+from tokenworks.core.turns import TURN, in_turns
 from tokenworks.exchange.store.database import Dialect, Line, Row, Values
 
 BUSY_MS = 5_000
@@ -55,7 +55,7 @@ class SqliteDatabase:
 
     def many(self, sql: str, values: Sequence[Values] | Sequence[Line]) -> None:
         with _errors(self.name):
-            self._connection.executemany(sql, in_turns(values))
+            self._connection.executemany(sql, in_turns(values, 4 * TURN))
 
     def script(self, sql: str) -> None:
         with _errors(self.name):

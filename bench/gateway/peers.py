@@ -2,7 +2,8 @@
 
 They lie in ``$XDG_CACHE_HOME/tokenworks-bench``, outside the checkout, and are installed once per pinned version with
 ``uv`` where it is on the path and ``pip`` otherwise, or ``npm``. Command lines follow each project's documentation:
-one worker, round robin where it can be chosen, quiet, on the loopback.
+one worker, round robin where it can be chosen, quiet, on the loopback. Two routers run a second time with the policy
+that they have when nobody chooses one.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class Peer:
     start: Callable[[Path, Path, int, str], Start]
     package: dict[str, object] | None = None
     """For npm: the ``package.json`` to install instead."""
+    shares: str = ""
+    """The peer whose environment it runs in."""
 
 
 def cache() -> Path:
@@ -56,7 +59,7 @@ def cache() -> Path:
 
 def install(peer: Peer) -> Path:
     """The peer's environment, made now unless it has this version already. Raises Absent."""
-    home = cache() / peer.name
+    home = cache() / (peer.shares or peer.name)
     stamp, wanted = home / "installed", peer.requirement if peer.package is None else str(peer.package)
     if stamp.exists() and stamp.read_text() == wanted:
         return home
@@ -121,9 +124,9 @@ def _litellm(home: Path, work: Path, port: int, mock_url: str) -> Start:
     )
 
 
-def _router(quiet: str, *program: str) -> Callable[[Path, Path, int, str], Start]:
+def _router(policy: str, quiet: str, *program: str) -> Callable[[Path, Path, int, str], Start]:
     def start(home: Path, work: Path, port: int, mock_url: str) -> Start:
-        address = ["--host", "127.0.0.1", "--port", str(port), "--worker-urls", mock_url, "--policy", "round_robin"]
+        address = ["--host", "127.0.0.1", "--port", str(port), "--worker-urls", mock_url, "--policy", policy]
         metrics = ["--prometheus-host", "127.0.0.1", "--prometheus-port", str(free_port()), "--log-level", quiet]
         return Start([str(home / "bin" / program[0]), *program[1:], *address, *metrics])
 
@@ -148,10 +151,14 @@ PORTKEY: dict[str, object] = {
     "dependencies": {"@portkey-ai/gateway": "1.15.2"},
     "overrides": {"@hono/node-server": "1.14.0"},
 }
+_VLLM = ("warning", "vllm-router")
+_SGLANG = ("warn", "python", "-m", "sglang_router.launch_router")
 PEERS = (
-    Peer("vllm_router", "vllm-router==0.1.17", _router("warning", "vllm-router")),
-    Peer("sglang_router", "sglang-router==0.3.2", _router("warn", "python", "-m", "sglang_router.launch_router")),
-    Peer("smg", "smg==1.13.0", _router("warn", "smg", "launch")),
+    Peer("vllm_router", "vllm-router==0.1.17", _router("round_robin", *_VLLM)),
+    Peer("vllm_router_cache_aware", "vllm-router==0.1.17", _router("cache_aware", *_VLLM), shares="vllm_router"),
+    Peer("sglang_router", "sglang-router==0.3.2", _router("round_robin", *_SGLANG)),
+    Peer("sglang_router_cache_aware", "sglang-router==0.3.2", _router("cache_aware", *_SGLANG), shares="sglang_router"),
+    Peer("smg", "smg==1.13.0", _router("round_robin", "warn", "smg", "launch")),
     Peer("portkey", "@portkey-ai/gateway 1.15.2", _portkey, PORTKEY),
     Peer("litellm", "litellm[proxy]==1.106.2", _litellm),
 )

@@ -24,7 +24,7 @@ fast: build/fast/.done ## Compile the request path with mypyc (needs a C compile
 test-fast: build/fast/.done ## The tests of the request path and of the ledger on the compiled modules
 	@PYTHONPATH=build/fast $(BIN)/python -m pytest tests/unit/exchange tests/unit/agents tests/unit/core/test_core_steps*.py tests/unit/core/test_core_post.py \
 		--ignore tests/unit/exchange/test_exchange_desk.py --ignore tests/unit/exchange/test_exchange_desk_prices.py \
-		tests/unit/engine/test_engine_events.py tests/unit/engine/test_engine_http.py tests/integration/agents $(ARGS)
+		tests/unit/engine tests/integration/agents tests/integration/engine $(ARGS)
 
 test: check ## Linters, then all tests; ARGS are for pytest
 	@echo "model: fetching it unless it is there"
@@ -79,7 +79,7 @@ chaos-exchange: .venv/.dev-ready ## 200 rounds of kill -9 and pauses, on SQLite 
 FAST := $(patsubst %,tokenworks/%.py,core/ids core/clock core/post core/steps core/units \
 	agents/answers agents/awake agents/cycle agents/heads agents/lane agents/life agents/metrics agents/promise \
 	agents/settling agents/shape agents/worst brain/route \
-	engine/events engine/http engine/openai_compatible engine/pace engine/record engine/sse engine/usage engine/wire \
+	engine/events engine/http engine/pace engine/record engine/sse engine/usage engine/wire \
 	exchange/desk exchange/budget exchange/journal/journal exchange/journal/frames exchange/journal/reading \
 	exchange/journal/waiters exchange/ledger exchange/batch exchange/state exchange/grants exchange/rater exchange/store/fits \
 	exchange/log/leaves exchange/log/plain exchange/log/merkle exchange/log/writer)

@@ -53,5 +53,13 @@ def test_no_error_class_is_compiled(path: Path) -> None:
     assert not [name for name in found if name not in WITH_MESSAGES], found
 
 
+@pytest.mark.parametrize("path", COMPILED, ids=_ids)
+def test_no_struct_is_compiled(path: Path) -> None:
+    """A compiled class loses the types of its members, by which msgspec reads it."""
+    classes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
+    structs = [node.name for node in classes if any(re.search("Struct|Word$", ast.unparse(b)) for b in node.bases)]
+    assert not structs, structs
+
+
 WITH_MESSAGES = ("Shortage", "_Unusable")
 """Each of them is raised with a message, or never shown."""

@@ -9,8 +9,8 @@ from tokenworks.engine.any_llm import AnyLLM
 from tokenworks.engine.llamacpp import LlamaCpp
 from tokenworks.engine.ollama import Ollama
 from tokenworks.engine.openai_compatible import OpenAICompatible
-from tokenworks.engine.record import Address, Replica
-from tokenworks.engine.replica import EngineKind
+from tokenworks.engine.record import Replica
+from tokenworks.engine.replica import Address, EngineKind
 from tokenworks.engine.sglang import SGLang
 from tokenworks.engine.vllm import VLLMAdapter
 

@@ -10,8 +10,8 @@ from tokenworks.core.words import Word
 from tokenworks.device.slices import Took
 from tokenworks.engine.adapter import Engine, Load, Nap
 from tokenworks.engine.adapters import adapter_for
-from tokenworks.engine.record import FAILED_MAX, Address, Replica
-from tokenworks.engine.replica import Life, ReplicaSpec, State, went_down
+from tokenworks.engine.record import FAILED_MAX, Replica
+from tokenworks.engine.replica import Address, Life, ReplicaSpec, State, went_down
 
 _FIGURES = ("restarts", "wake_ns", "load", "took")
 """What a mirror takes over as it is."""

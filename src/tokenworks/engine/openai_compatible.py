@@ -5,8 +5,6 @@ from __future__ import annotations
 import ssl
 from urllib.parse import urlsplit
 
-from mypy_extensions import mypyc_attr
-
 from tokenworks.core.errors import EngineDown, EngineFailed, TokenworksError
 from tokenworks.core.words import Endpoint, Request
 from tokenworks.engine.adapter import Completion, Engine, Load
@@ -45,7 +43,6 @@ class Stream(Relay):
         self.give_up()
 
 
-@mypyc_attr(native_class=False)
 class OpenAICompatible(Engine):
     """The generic adapter: a URL, perhaps a key, perhaps another name for the model."""
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from tokenworks.core.clock import Clock
 from tokenworks.core.errors import EngineDown, EngineFailed, TokenworksError
 from tokenworks.core.units import NS_PER_S
-from tokenworks.core.words import Usage, Word
+from tokenworks.core.words import Usage
 from tokenworks.device.slices import Took
 from tokenworks.engine.adapter import Adapter, Load, Timing
-from tokenworks.engine.replica import Life, ReplicaSpec, State, went_down
+from tokenworks.engine.replica import Address, Life, ReplicaSpec, State, went_down
 from tokenworks.engine.reports import TooBusy
 
 log = logging.getLogger(__name__)
@@ -27,16 +27,6 @@ SPEED_WEIGHT = 0.2
 PREFILL_TOKENS_MIN = 16
 DECODE_TOKENS_MIN = 4
 """Fewer tokens than these say nothing about speed."""
-
-
-class Address(Word, frozen=True):
-    """How an engine that a driver began is reached."""
-
-    url: str | None
-    api_key: str | None
-
-    def __repr__(self) -> str:
-        return f"Address({self.url!r})"  # its key must not come into a log
 
 
 class Replica:

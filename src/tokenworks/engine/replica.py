@@ -131,3 +131,13 @@ def fell_asleep(life: Life, now_ns: int) -> Life:
 def stopped(life: Life, now_ns: int) -> Life:
     """It ended because we wanted it to."""
     return msgspec.structs.replace(life, state=State.COLD, since_ns=now_ns, next_try_ns=0)
+
+
+class Address(Word, frozen=True):
+    """How an engine that a driver began is reached."""
+
+    url: str | None
+    api_key: str | None
+
+    def __repr__(self) -> str:
+        return f"Address({self.url!r})"  # its key must not come into a log

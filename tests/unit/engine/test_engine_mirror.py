@@ -14,8 +14,8 @@ from tokenworks.core.errors import EngineDown, EngineFailed
 from tokenworks.core.words import Request
 from tokenworks.engine.adapter import Nap
 from tokenworks.engine.mirror import Mirror, ReplicaNow, Use, now_of, used
-from tokenworks.engine.record import FAILED_MAX, Address, Replica
-from tokenworks.engine.replica import Life, ReplicaSpec, State, came_up, fell_asleep, started, went_down
+from tokenworks.engine.record import FAILED_MAX, Replica
+from tokenworks.engine.replica import Address, Life, ReplicaSpec, State, came_up, fell_asleep, started, went_down
 
 SPEC = ReplicaSpec(name="r", model="m", site="s", slice="s/0", slots=2, context_tokens=256)
 REQUEST = Request(

@@ -58,8 +58,10 @@ def test_no_struct_is_compiled(path: Path) -> None:
     """A compiled class loses the types of its members, by which msgspec reads it."""
     classes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
     structs = [node.name for node in classes if any(re.search("Struct|Word$", ast.unparse(b)) for b in node.bases)]
-    assert not structs, structs
+    assert not [name for name in structs if name not in ONLY_WRITTEN_BACK], structs
 
 
+ONLY_WRITTEN_BACK = ("Header",)
+"""Read as compiled by the journal's own tests, which are run on the compiled modules too."""
 WITH_MESSAGES = ("Shortage", "_Unusable")
 """Each of them is raised with a message, or never shown."""

@@ -22,9 +22,10 @@ up: .venv/.run-ready ## Start the grid in the foreground; ARGS="--grid examples/
 fast: build/fast/.done ## Compile the request path with mypyc (needs a C compiler); then: PYTHONPATH=build/fast make up
 
 test-fast: build/fast/.done ## The tests of the request path and of the ledger on the compiled modules
-	@PYTHONPATH=build/fast $(BIN)/python -m pytest tests/unit/exchange tests/unit/agents tests/unit/core/test_core_steps*.py tests/unit/core/test_core_post.py \
+	@PYTHONPATH=build/fast $(BIN)/python -m pytest tests/unit/core/test_core_steps*.py tests/unit/core/test_core_post.py \
+		tests/unit/engine tests/unit/exchange tests/unit/agents tests/integration/engine tests/integration/agents \
 		--ignore tests/unit/exchange/test_exchange_desk.py --ignore tests/unit/exchange/test_exchange_desk_prices.py \
-		tests/unit/engine tests/integration/agents tests/integration/engine $(ARGS)
+		$(ARGS)
 
 test: check ## Linters, then all tests; ARGS are for pytest
 	@echo "model: fetching it unless it is there"
@@ -75,14 +76,15 @@ chaos-exchange: .venv/.dev-ready ## 200 rounds of kill -9 and pauses, on SQLite 
 	@$(BIN)/python -m bench.chaos.suite $(ARGS)
 
 # What every request runs through, in the gateway and then in the ledger. The sources stay the truth: the copy is compiled
-# as it stands. What is written as a coroutine is not in it: compiled, coroutines did not bear being cancelled.
-FAST := $(patsubst %,tokenworks/%.py,core/ids core/clock core/post core/steps core/units \
+# as it stands. What mypyc gets wrong stays out, and tests/tidy/test_compiled.py says what that is.
+FAST := $(patsubst %,tokenworks/%.py, \
+	core/ids core/clock core/post core/steps core/units \
 	agents/answers agents/awake agents/cycle agents/heads agents/lane agents/life agents/metrics agents/promise \
 	agents/settling agents/shape agents/worst brain/route \
 	engine/events engine/http engine/pace engine/record engine/sse engine/usage engine/wire \
-	exchange/desk exchange/budget exchange/journal/journal exchange/journal/frames exchange/journal/reading \
-	exchange/journal/waiters exchange/ledger exchange/batch exchange/state exchange/grants exchange/rater exchange/store/fits \
-	exchange/log/leaves exchange/log/plain exchange/log/merkle exchange/log/writer)
+	exchange/desk exchange/budget exchange/ledger exchange/batch exchange/state exchange/grants exchange/rater \
+	exchange/journal/journal exchange/journal/frames exchange/journal/reading exchange/journal/waiters \
+	exchange/store/fits exchange/log/leaves exchange/log/plain exchange/log/merkle exchange/log/writer)
 
 build/fast/.done: $(shell find src -name '*.py') Makefile .venv/.dev-ready
 	@echo "fast: compiling the request path with mypyc, one or two minutes"

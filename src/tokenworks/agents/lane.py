@@ -81,9 +81,9 @@ class Lane(HttpToolsProtocol):
         if self._deaf:
             return
         if not self._arriving:
-            free = self._head is not None and not self._busy() and not self.flow.write_paused
-            if free and self._head and (body := self._head.body(data)) is not None:
-                self._again(self._head, body)
+            head = self._head
+            if head and not self._busy() and not self.flow.write_paused and (body := head.body(data)) is not None:
+                self._again(head, body)
                 return
             self._packet = data
         self._head_bytes += len(data)

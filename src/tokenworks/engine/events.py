@@ -22,10 +22,11 @@ from tokenworks.core.steps import Waiter
 from tokenworks.core.words import Usage
 from tokenworks.engine.adapter import Chunk, Timing
 from tokenworks.engine.event import Event, decoded, timing_of
+from tokenworks.engine.pace import BY_CLIENT, BY_HOLD
 from tokenworks.engine.reports import message_of
 from tokenworks.engine.sse import Splitter, payload
 from tokenworks.engine.usage import Shape, read
-from tokenworks.engine.wire import BY_CLIENT, BY_HOLD, Response
+from tokenworks.engine.wire import Response
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 EVENT_BYTES_MIN = 16

@@ -11,8 +11,8 @@ from typing import Protocol
 
 PACE_S = 0.002
 """A stream whose packets come closer together than this is read again after this time."""
-BY_PACE = 8
-"""Why a socket is not read: it was read just now."""
+BY_BUFFER, BY_CLIENT, BY_HOLD, BY_PACE = 1, 2, 4, 8
+"""Why a socket is not read: our buffer is full, the client is slow, the hold must grow first, it was read just now."""
 
 
 class Paced(Protocol):

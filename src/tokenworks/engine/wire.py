@@ -15,7 +15,7 @@ import httptools
 from tokenworks.core.errors import EngineDown, EngineFailed
 from tokenworks.core.post import Posted, posted
 from tokenworks.core.steps import Waiter, wait
-from tokenworks.engine.pace import Pace
+from tokenworks.engine.pace import BY_BUFFER, Pace
 from tokenworks.engine.reports import NothingCame
 
 DETACHED_S = 1.0
@@ -26,8 +26,6 @@ TIMER_SLACK_S = 1.0
 """A timer may stand this much too late: timeouts need not be sharper."""
 BUFFER_BYTES_MAX = 262_144
 """Body bytes waiting for a slow reader; beyond that the socket is no longer read."""
-BY_BUFFER, BY_CLIENT, BY_HOLD = 1, 2, 4
-"""Why a socket is not read: our buffer is full, the client is slow, the hold must grow first. See ``BY_PACE`` too."""
 Taker = Callable[[list[bytes]], None]
 """Takes the body bytes of one packet, in as many pieces as HTTP cut them into."""
 

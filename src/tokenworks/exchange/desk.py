@@ -100,7 +100,7 @@ class Desk:
 
     def __init__(self, prices: Tariff, clock: Clock, journal: Journal, ask_lease: AskLease | None = None) -> None:
         self.prices, self._clock, self._journal, self._ask = prices, clock, journal, ask_lease
-        self._rater = Rater(prices)
+        self._rater = Rater()
         self.budgets = BudgetTree()
         self._accounts: dict[str, Account] = {}
         self._keys: dict[str, Key] = {}
@@ -134,7 +134,7 @@ class Desk:
     def rejoin(self, journal: Journal, directory: Directory) -> None:
         """A new epoch: rights of the old one are void. What is in flight settles into the old journal."""
         self._journal, self.budgets, self._valid_ns = journal, BudgetTree(), 0
-        self._rater = Rater(self.prices)
+        self._rater = Rater()
         self.learn(directory)
 
     async def refill(self, shortage: Shortage) -> bool:

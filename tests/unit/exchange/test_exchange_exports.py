@@ -74,11 +74,12 @@ class Asked(msgspec.Struct):
 
 def settle(asked: list[Asked]) -> list[Sold]:
     """Rows as the exchange makes them: rated with a carried remainder, some covered by a package, some with a loss."""
-    rater, rows = Rater(PRICES), []
+    rater, rows = Rater(), []
     for i, each in enumerate(asked):
         whole = PRICES.price(each.model, each.usage)
         covered = whole.ustu * each.covered_permille // 1000
-        ustu, nano = rater.rate(each.account, each.model, each.usage, covered_ustu=covered)
+        ustu, money = PRICES.exact(each.model, each.usage, "standard")
+        nano = rater.charge((each.account, "standard", "standard", each.model), ustu, money, covered)
         rows.append(
             Sold(
                 receipt=f"r{i}",

@@ -29,6 +29,12 @@ def card(rates: dict[str, int], prices: dict[str, int]) -> Prices:
     return Prices(currency="USD", rate_card="1", price_book="1", rates={"*": rates}, prices={"*": prices})
 
 
+def rated(rater: Rater, prices: Prices, account: str, model: str, used: Usage, covered_ustu: int = 0) -> int:
+    """What a standard request costs in nano, as the desk asks for it."""
+    ustu, money = prices.exact(model, used, "standard")
+    return rater.charge((account, "standard", "standard", model), ustu, money, covered_ustu)
+
+
 def usage(buckets: dict[str, int]) -> Usage:
     return Usage(**buckets)  # type: ignore[arg-type]  # the buckets are all integers
 
@@ -168,17 +174,16 @@ def test_a_periods_total_is_quantity_times_price(
     rates: dict[str, int], prices: dict[str, int], asked: list[tuple[str, str, dict[str, int]]]
 ) -> None:
     """After every request each account's money per line is the floor of the exact sum; standard tokens are exact."""
-    rater = Rater(card(rates, prices))
+    rater, priced = Rater(), card(rates, prices)
     money: dict[tuple[str, str], int] = {}
     exact: dict[tuple[str, str], Fraction] = {}
     for account, model, used in asked:
-        ustu, nano = rater.rate(account, model, usage(used))
-        assert ustu == sum(used[bucket] * rates[bucket] for bucket in TEXT)
+        nano = rated(rater, priced, account, model, usage(used))
         key = account, model
         money[key] = money.get(key, 0) + nano
         exact[key] = exact.get(key, Fraction()) + Fraction(sum(used[b] * prices[b] for b in TEXT), 1_000_000)
         assert money[key] == exact[key].numerator // exact[key].denominator
-        worst = rater.prices.at(0).worst(model, used["input"] + used["cached_input"] + used["cache_write"], 2 * 10**6)
+        worst = priced.worst(model, used["input"] + used["cached_input"] + used["cache_write"], 2 * 10**6)
         assert worst.nano >= nano
 
 
@@ -187,11 +192,11 @@ def test_what_grants_cover_is_not_charged(
     rates: dict[str, int], prices: dict[str, int], asked: list[dict[str, int]], covered_permille: int
 ) -> None:
     """Money follows the uncovered share of the standard tokens, below its exact sum by less than one nano."""
-    rater, charged, exact = Rater(card(rates, prices)), 0, Fraction()
+    rater, priced, charged, exact = Rater(), card(rates, prices), 0, Fraction()
     for used in asked:
         ustu = sum(used[bucket] * rates[bucket] for bucket in TEXT)
         covered = ustu * covered_permille // 1000
-        charged += rater.rate("a", "m", usage(used), covered_ustu=covered)[1]
+        charged += rated(rater, priced, "a", "m", usage(used), covered)
         whole = Fraction(sum(used[b] * prices[b] for b in TEXT), 1_000_000)
         exact += whole * (ustu - covered) / ustu if ustu else whole
     assert 0 <= exact - charged < 1 + Fraction(len(asked), 1_000_000)
@@ -199,10 +204,10 @@ def test_what_grants_cover_is_not_charged(
 
 def test_remainders_are_bounded_and_dropping_one_favours_the_customer() -> None:
     """The one unused for longest goes first; its account loses nothing, the operator less than a nano."""
-    rater = Rater(card(dict.fromkeys(TEXT, 1), dict.fromkeys(TEXT, 600_000)), remembered_max=2)
+    priced, rater = card(dict.fromkeys(TEXT, 1), dict.fromkeys(TEXT, 600_000)), Rater(remembered_max=2)
     one = Usage(input=1)
-    assert [rater.rate(account, "m", one)[1] for account in "aab"] == [0, 1, 0]
-    assert [rater.rate(account, "m", one)[1] for account in "cca"] == [0, 1, 0]
+    assert [rated(rater, priced, account, "m", one) for account in "aab"] == [0, 1, 0]
+    assert [rated(rater, priced, account, "m", one) for account in "cca"] == [0, 1, 0]
     assert len(rater) == 2
 
 
@@ -280,11 +285,11 @@ def test_a_request_costs_what_held_when_it_arrived(
             for at, price in starts.items()
         ),
     )
-    rater, charged, exact = Rater(tariff), 0, Fraction()
+    rater, charged, exact = Rater(), 0, Fraction()
     for arrived, used in asked:
         price = starts[max(at for at in starts if at <= arrived)]
         held = tariff.at(arrived).worst("m", used["input"] + used["cached_input"] + used["cache_write"], 2 * 10**6)
-        _, nano = rater.rate("a", "m", usage(used), arrived_ns=arrived)
+        nano = rated(rater, tariff.at(arrived), "a", "m", usage(used))
         assert nano <= held.nano
         charged += nano
         exact += Fraction(sum(used[bucket] for bucket in TEXT) * price, 1_000_000)

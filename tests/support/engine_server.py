@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 KEY = "sk-right"
@@ -36,13 +37,19 @@ class EngineServer:
         self.asleep = dialect == "ollama"
         self.running = self.aborted = self.made = 0
         self.seen: list[tuple[str, Any]] = []
-        self.port = 0
+        self.port, self.url = 0, ""
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, port: int = 0, host: str = "127.0.0.1") -> EngineServer:
         self._server = await asyncio.start_server(self._serve, host, port)
         self.port = self._server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        return self
+
+    async def start_at(self, socket: Path) -> EngineServer:
+        """At a Unix socket."""
+        self._server, self.url = await asyncio.start_unix_server(self._serve, socket), f"unix://{socket}"
         return self
 
     async def stop(self) -> None:
@@ -51,10 +58,6 @@ class EngineServer:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

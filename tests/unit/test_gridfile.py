@@ -248,8 +248,8 @@ WRONG = {
     ),
     "url of a file": (
         EXTERNAL + 'url = "file:///etc/passwd"',
-        "g.toml:3: replica[1].url: is not an http or https address "
-        '(like "http://127.0.0.1:8000/v1", without user, password or query)',
+        "g.toml:3: replica[1].url: is not an http, https or unix address "
+        '(like "http://127.0.0.1:8000/v1" or "unix:///run/engine.sock", without user, password or query)',
     ),
     "the key itself": (
         EXTERNAL + 'url = "http://h"\napi_key_env = "sk-secret"',
@@ -266,12 +266,13 @@ def test_an_error_says_where_what_and_the_nearest_right_word(text: str, expected
 
 
 @pytest.mark.parametrize(
-    "url", ["http://[::1", "http://h:99999", "http://", "//h", "http://u:pw@h/", "http://h/?key=s"]
+    "url",
+    ["http://[::1", "http://h:99999", "http://", "//h", "http://u:pw@h/", "http://h/?key=s", "unix://h/x", "unix:///"],
 )
 def test_a_wrong_url_is_refused_and_never_repeated(url: str) -> None:
     """A password or key inside a URL must not reach a terminal or a log through the error."""
     text = message(EXTERNAL + f'url = "{url}"')
-    assert "is not an http or https address" in text
+    assert "is not an http, https or unix address" in text
     assert "pw@" not in text
     assert "key=s" not in text
 

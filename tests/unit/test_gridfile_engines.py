@@ -59,7 +59,8 @@ def test_clouds_know_what_they_can() -> None:
         ('driver = "ray"\ncommand = ["x"]\nresources = 3', "resources: must be a table"),
         ('url = "http://x"\nsleep_after = "0 s"', "sleep_after: must be more than 0"),
         ('engine = "any-llm"\nupstream_model = "mistral"', "upstream_model: must name provider and model"),
-        ('command = ["x"]\nurl = "ftp://x"', "url: is not an http or https address"),
+        ('engine = "any-llm"\nupstream_model = "a:b"\nurl = "unix:///x"', "url: is a unix address: any-llm"),
+        ('command = ["x"]\nurl = "ftp://x"', "url: is not an http, https or unix address"),
         ('url = "http://x"\nengine = "vlm"', "'vlm' is not known here"),
     ],
 )

@@ -8,13 +8,14 @@ EngineFailed when the answer broke in the middle. Works on uvloop and on plain a
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Iterable
 
 from tokenworks.core.errors import EngineDown, EngineFailed
+from tokenworks.core.files import socket_address
 from tokenworks.core.steps import in_task
 from tokenworks.engine.pace import Pace
 from tokenworks.engine.reports import NothingCame
+from tokenworks.engine.server import Server
 from tokenworks.engine.wire import Connection, Response
 
 __all__ = ["Headers", "Pool", "Response", "next_block", "read"]
@@ -59,22 +60,19 @@ class Pool:
 
     def __init__(
         self,
-        host: str,
-        port: int,
+        server: Server,
         *,
         connections_max: int = CONNECTIONS_MAX,
         headers: Headers = (),
-        tls: ssl.SSLContext | None = None,
         connect_s: float = CONNECT_S,
         first_byte_s: float = FIRST_BYTE_S,
         idle_s: float = IDLE_S,
         keep_s: float = KEEP_S,
     ) -> None:
-        self._host, self._port, self._tls = host, port, tls
+        self._server = server
         self.connections_max = connections_max
         self._connect_s, self._first_byte_s, self._idle_s, self._keep_s = connect_s, first_byte_s, idle_s, keep_s
-        name = f"[{host}]" if ":" in host else host
-        self._fixed = _lines([("host", f"{name}:{port}"), *headers])
+        self._fixed = _lines([("host", server.authority), *headers])
         self._open: set[Connection] = set()
         self._closing: set[Connection] = set()
         self._free: list[Connection] = []
@@ -154,11 +152,10 @@ class Pool:
         self._connecting += 1
         try:
             async with asyncio.timeout(self._connect_s):
-                loop = asyncio.get_running_loop()
-                _, connection = await loop.create_connection(self._new, self._host, self._port, ssl=self._tls)
+                connection = await self._reach()
         except (OSError, TimeoutError) as error:
             reason = getattr(error, "strerror", None) or type(error).__name__
-            raise EngineDown(f"Cannot connect to the engine at {self._host}:{self._port}: {reason}.") from error
+            raise EngineDown(f"Cannot connect to the engine at {self._server}: {reason}.") from error
         finally:
             self._connecting -= 1
         try:
@@ -167,6 +164,13 @@ class Pool:
             connection.drop()
             raise
         return connection
+
+    async def _reach(self) -> Connection:
+        loop, (host, port, tls, socket) = asyncio.get_running_loop(), self._server
+        if socket is None:
+            return (await loop.create_connection(self._new, host, port, ssl=tls))[1]
+        with socket_address(socket) as address:
+            return (await loop.create_unix_connection(self._new, address))[1]
 
     def _check_open(self) -> None:
         if self._closed:

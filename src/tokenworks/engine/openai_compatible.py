@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
-from urllib.parse import urlsplit
-
 from tokenworks.core.errors import EngineDown, EngineFailed, TokenworksError
 from tokenworks.core.words import Endpoint, Request
 from tokenworks.engine.adapter import Completion, Engine, Load
@@ -14,6 +11,7 @@ from tokenworks.engine.events import MessagesReader, Reader, Relay, ResponsesRea
 from tokenworks.engine.http import CONNECTIONS_MAX, Headers, Pool, Response, read
 from tokenworks.engine.rate import room_of
 from tokenworks.engine.reports import error_of
+from tokenworks.engine.server import server_of
 
 COMPLETION_BYTES_MAX = 64 << 20
 ERROR_BYTES_MAX = 65_536
@@ -56,26 +54,19 @@ class OpenAICompatible(Engine):
         upstream_model: str | None = None,
         connections_max: int = CONNECTIONS_MAX,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r} is not an http or https URL")
-        secure = parts.scheme == "https"
-        tls = ssl.create_default_context() if secure else None
-        port = parts.port or (443 if secure else 80)
+        server, self._prefix = server_of(url)
         headers = self.credentials(api_key) if api_key else []
-        # People write the base URL with and without /v1; the paths bring their own.
-        self._prefix = parts.path.rstrip("/").removesuffix("/v1")
         self.upstream_model = upstream_model
-        self._limited = secure
+        self._limited = server.tls is not None
         """Clouds count our requests and say in their answers what is left."""
         self._room: Load | None = None
-        self._pool = Pool(parts.hostname, port, connections_max=connections_max, headers=headers, tls=tls)
+        self._pool = Pool(server, connections_max=connections_max, headers=headers)
         self._heads = {
             endpoint: self._pool.head("POST", self._prefix + path, _JSON) for endpoint, path in PATHS.items()
         }
         # Health and counting have connections of their own: they must not wait behind tokens.
         self._control = Pool(
-            parts.hostname, port, connections_max=CONTROL_CONNECTIONS_MAX, headers=headers, tls=tls,
+            server, connections_max=CONTROL_CONNECTIONS_MAX, headers=headers,
             connect_s=CONTROL_S, first_byte_s=CONTROL_S, idle_s=CONTROL_S,
         )  # fmt: skip
 

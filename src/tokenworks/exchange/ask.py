@@ -11,10 +11,11 @@ import msgspec
 
 from tokenworks.core.clock import WallClock
 from tokenworks.core.errors import DataDirError, LeasedOut, TokenworksError, Unreachable
+from tokenworks.core.files import socket_address
 from tokenworks.core.units import NS_PER_S
 from tokenworks.exchange import offices
 from tokenworks.exchange.service import LedgerService
-from tokenworks.exchange.wire import Answer, Call, Refusal, RemoteError, pack, socket_address, unpack
+from tokenworks.exchange.wire import Answer, Call, Refusal, RemoteError, pack, unpack
 
 TIMEOUT_S = 60
 PATIENCE_NS = 6 * NS_PER_S

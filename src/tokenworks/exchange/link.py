@@ -13,6 +13,7 @@ import msgspec
 
 from tokenworks.core.clock import Clock
 from tokenworks.core.errors import ExchangeDown, LedgerRefused, Unreachable
+from tokenworks.core.files import socket_address
 from tokenworks.core.steps import in_task
 from tokenworks.core.words import Work
 from tokenworks.exchange import wire
@@ -64,7 +65,7 @@ class LedgerLink:
                 await self._clock.sleep(0.02)
 
     async def _connect(self) -> Welcome:
-        with wire.socket_address(self._path) as address:
+        with socket_address(self._path) as address:
             reader, self._stream = await asyncio.open_unix_connection(address, limit=wire.LINE_BYTES_MAX)
         self._reading = asyncio.create_task(self._read(reader, self._stream))
         welcome = await self._hello(epoch=self._epoch)

@@ -17,10 +17,11 @@ from typing import Any
 
 from tokenworks.core.clock import Clock, WallClock
 from tokenworks.core.errors import BadRequest, DataDirError, TokenworksError
+from tokenworks.core.files import socket_address
 from tokenworks.core.units import NS_PER_S
 from tokenworks.exchange import offices
 from tokenworks.exchange.service import LedgerService
-from tokenworks.exchange.wire import LINE_BYTES_MAX, Answer, Call, News, Refusal, pack, read_message, socket_address
+from tokenworks.exchange.wire import LINE_BYTES_MAX, Answer, Call, News, Refusal, pack, read_message
 
 log = logging.getLogger(__name__)
 POLL_S = 0.02

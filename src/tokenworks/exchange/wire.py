@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -95,16 +91,3 @@ async def read_message(reader: asyncio.StreamReader) -> Message | None:
         return None
     except ValueError:
         raise Unreachable("the ledger sent a line that is too long") from None
-
-
-@contextlib.contextmanager
-def socket_address(path: Path) -> Iterator[str]:
-    """A Unix socket's address is at most 107 bytes: a longer path is reached through its open folder."""
-    if len(os.fsencode(path)) < 100:
-        yield str(path)
-        return
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
-    finally:
-        os.close(folder)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from typing import Any
-from urllib.parse import urlsplit
 
 from tokenworks.core.errors import did_you_mean
 from tokenworks.device.vendors import vendors
+from tokenworks.engine.server import sound
 from tokenworks.gridfile.place import At, PlaceError, unique
 from tokenworks.gridfile.power import check_power
 from tokenworks.gridfile.tables import EMBEDDED_MODEL, GridFile, Replica
@@ -105,6 +105,8 @@ def _check_upstream(replica: Replica, at: At) -> None:
         if ":" not in (replica.upstream_model or ""):
             what = "must name provider and model: the library is told both"
             raise PlaceError((*at, "upstream_model"), what, 'like "mistral:mistral-small-latest"')
+        if (replica.url or "").startswith("unix:"):
+            raise PlaceError((*at, "url"), "is a unix address: any-llm reaches its providers over http and https only")
     elif driver == "external" and replica.url is None:
         raise PlaceError((*at, "url"), "is missing: an external replica is reached by it")
     if replica.url is not None:
@@ -115,14 +117,9 @@ def _check_upstream(replica: Replica, at: At) -> None:
 
 
 def _check_url(written: str, at: At) -> None:
-    try:
-        url = urlsplit(written)
-        sound = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and written.isprintable()
-    except ValueError:
-        url, sound = urlsplit(""), False
-    if not sound or url.username is not None or url.query or url.fragment:
-        hint = 'like "http://127.0.0.1:8000/v1", without user, password or query'
-        raise PlaceError(at, "is not an http or https address", hint)
+    if not sound(written):
+        hint = 'like "http://127.0.0.1:8000/v1" or "unix:///run/engine.sock", without user, password or query'
+        raise PlaceError(at, "is not an http, https or unix address", hint)
 
 
 def _defined(name: str, known: list[str], at: At, what: str) -> None:

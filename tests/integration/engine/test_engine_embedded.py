@@ -225,7 +225,7 @@ async def test_a_stranger_without_the_key_is_refused(replica: Replica) -> None:
     """Other users of this machine cannot use the engine behind the gateway's back."""
     ours = replica.adapter
     assert isinstance(ours, LlamaCpp)
-    stranger = LlamaCpp(f"http://127.0.0.1:{ours._pool._port}", api_key="guess")
+    stranger = LlamaCpp(f"http://127.0.0.1:{ours._pool._server.port}", api_key="guess")
     assert await stranger.healthy()
     with pytest.raises(EngineFailed, match="credential"):
         await stranger.complete(ask())
@@ -283,7 +283,7 @@ async def test_an_external_engine_is_watched(replica: Replica, tmp_path: Path) -
         key = inner._pool._fixed.split("Bearer ")[1].strip()
         spec = msgspec.structs.replace(
             SPEC, name="far", model="renamed", upstream_model=MODEL, driver="external", api_key=key,
-            url=f"http://127.0.0.1:{inner._pool._port}/v1",
+            url=f"http://127.0.0.1:{inner._pool._server.port}/v1",
         )  # fmt: skip
         async with running(tmp_path, spec, Pace(external_s=0.05, missed_max=2)) as fleet:
             far = fleet.replicas["far"]

@@ -18,10 +18,11 @@ from tests.support.exchange import settlement
 from tokenworks import datadir
 from tokenworks.core.clock import WallClock
 from tokenworks.core.errors import DataDirError, ExchangeDown, TokenworksError, Unreachable
+from tokenworks.core.files import socket_address
 from tokenworks.exchange.ask import ask
 from tokenworks.exchange.journal import Journal, journal_folder
 from tokenworks.exchange.link import LedgerLink, Welcome
-from tokenworks.exchange.wire import RemoteError, socket_address
+from tokenworks.exchange.wire import RemoteError
 from tokenworks.exchange.words import AnyCommand, Directory, PlaceHold, Settle, encode_command
 
 GATEWAY = "gateway"

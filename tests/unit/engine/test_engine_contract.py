@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -29,7 +31,8 @@ from tokenworks.engine.record import Replica
 from tokenworks.engine.replica import ReplicaSpec
 from tokenworks.engine.reports import TooBusy
 
-ENGINES = ("openai", "llamacpp", "vllm", "sglang", "ollama", "anthropic", "any-llm")
+ENGINES = ("openai", "unix", "llamacpp", "vllm", "sglang", "ollama", "anthropic", "any-llm")
+"""``unix`` is an openai engine at a Unix socket."""
 HTTP = ENGINES[:-1]
 every = pytest.mark.parametrize("kind", ENGINES)
 every_http = pytest.mark.parametrize("kind", HTTP)
@@ -39,21 +42,23 @@ def spec_for(kind: Any, url: str, **fields: Any) -> ReplicaSpec:
     model = f"openai:{MODEL}" if kind == "any-llm" else MODEL
     url = f"{url}/v1" if kind == "any-llm" else url
     base = ReplicaSpec(
-        name="r", model="served", site="s", slice="", slots=2, context_tokens=64, driver="external", engine=kind,
-        url=url, upstream_model=model, api_key=KEY,
+        name="r", model="served", site="s", slice="", slots=2, context_tokens=64, driver="external",
+        engine="openai" if kind == "unix" else kind, url=url, upstream_model=model, api_key=KEY,
     )  # fmt: skip
     return msgspec.structs.replace(base, **fields)
 
 
 @asynccontextmanager
 async def speaking(kind: str, key: str = KEY) -> AsyncIterator[tuple[EngineServer, Engine]]:
-    server = await EngineServer("openai" if kind == "any-llm" else kind, KEY).start()
-    engine = adapter_for(Replica(spec_for(kind, server.url, api_key=key), ManualClock()))
-    try:
-        yield server, engine
-    finally:
-        await engine.close()
-        await server.stop()
+    server = EngineServer("openai" if kind in ("any-llm", "unix") else kind, KEY)
+    with tempfile.TemporaryDirectory() as folder:
+        await (server.start_at(Path(folder) / "engine.sock") if kind == "unix" else server.start())
+        engine = adapter_for(Replica(spec_for(kind, server.url, api_key=key), ManualClock()))
+        try:
+            yield server, engine
+        finally:
+            await engine.close()
+            await server.stop()
 
 
 def ask(text: str = "hi", *, stream: bool = False, endpoint: Endpoint = "chat", **fields: Any) -> Request:
@@ -204,6 +209,7 @@ async def test_garbage_breaks_and_silence_is_told(kind: str) -> None:
 
 LOADS: dict[str, Load | None] = {
     "openai": None,
+    "unix": None,
     "any-llm": None,
     "llamacpp": Load(running=1, waiting=0, kv_permille=500, prefix_hit_permille=250),
     "vllm": Load(running=1, waiting=0, kv_permille=500, prefix_hit_permille=250, asleep=False),

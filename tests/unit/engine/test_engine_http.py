@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from tokenworks.core.errors import EngineDown, EngineFailed
+from tokenworks.core.files import socket_address
 from tokenworks.engine.http import Pool, next_block, read
+from tokenworks.engine.server import Server as At
+from tokenworks.engine.server import server_of
 from tokenworks.engine.wire import BUFFER_BYTES_MAX
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
@@ -49,7 +60,7 @@ async def served(answer: Answer, **options: float) -> AsyncIterator[tuple[Server
     server = Server(answer)
     listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
     server.port = listener.sockets[0].getsockname()[1]
-    pool = Pool("127.0.0.1", server.port, headers=[("authorization", "Bearer k")], **options)  # type: ignore[arg-type]
+    pool = Pool(At("127.0.0.1", server.port), headers=[("authorization", "Bearer k")], **options)  # type: ignore[arg-type]
     try:
         yield server, pool
     finally:
@@ -231,12 +242,72 @@ async def test_nobody_there_is_down() -> None:
     """A refused connection is the clearest case."""
     async with served(says()) as (server, _):
         port = server.port
-    pool = Pool("127.0.0.1", port)
+    pool = Pool(At("127.0.0.1", port))
     with pytest.raises(EngineDown, match=f"127.0.0.1:{port}"):
         await pool.request("GET", "/")
     await pool.close()
     with pytest.raises(EngineDown, match="closed on our side"):
         await pool.request("GET", "/")
+
+
+@pytest.mark.parametrize("deep", [False, True])
+async def test_a_unix_socket_is_a_server_too(tmp_path: Path, deep: bool) -> None:
+    """Kept and reused like any connection, however long its path is; who is not there is named by it."""
+    path = tmp_path / ("d" * 120 if deep else "d") / "engine.sock"
+    path.parent.mkdir()
+    server = Server(says(OK))
+    with socket_address(path) as address:
+        listener = await asyncio.start_unix_server(server.serve, address)
+    where, prefix = server_of(f"unix://{path}")
+    pool = Pool(where)
+    for _ in range(2):
+        assert await read(await pool.request("POST", "/x", b"body"), 10) == b"hi"
+    assert (server.connections, server.requests, prefix) == (1, 2, "")
+    assert server.heads[0].startswith(b"POST /x HTTP/1.1\r\nhost: localhost\r\n")
+    await pool.close()
+    listener.close()
+    path.unlink(missing_ok=True)
+    with pytest.raises(EngineDown, match=f"unix://{path}: No such file"):
+        await Pool(where).request("GET", "/")
+
+
+def certificate(folder: Path) -> Path:
+    """A new key and a certificate of 127.0.0.1 by itself, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(1))
+    alone = x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))])
+    signed = made.add_extension(alone, critical=False).sign(key, hashes.SHA256())
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    file = folder / "server.pem"
+    file.write_bytes(private + signed.public_bytes(pem))
+    return file
+
+
+async def test_https_is_encrypted_and_its_server_proven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server whose certificate nobody vouches for gets no request; with one that is known it is all as without."""
+    file = certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    server = Server(says(CHUNKED, b"2\r\nhi\r\n", b"0\r\n\r\n", pause_s=0.01))
+    listener = await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=context)
+    url = f"https://127.0.0.1:{listener.sockets[0].getsockname()[1]}/base/v1"
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    stranger = Pool(server_of(url)[0])
+    with pytest.raises(EngineDown, match="certificate"):
+        await stranger.request("POST", "/x", b"body")
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    where, prefix = server_of(url)
+    pool = Pool(where)
+    for _ in range(2):
+        assert await read(await pool.request("POST", prefix + "/x", b"body"), 10) == b"hi"
+    assert (server.connections, server.requests) == (1, 2)
+    assert server.heads[0].startswith(b"POST /base/x HTTP/1.1\r\n")
+    await stranger.close()
+    await pool.close()
+    listener.close()
 
 
 async def test_connections_are_bounded() -> None:
@@ -287,8 +358,8 @@ async def test_a_detached_end_gives_the_connection_back() -> None:
 
 async def test_a_head_cannot_be_smuggled() -> None:
     """A line break in a path or a header is a programming error, never a second request."""
-    pool = Pool("127.0.0.1", 1)
+    pool = Pool(At("127.0.0.1", 1))
     with pytest.raises(ValueError, match="line break"):
         await pool.request("GET", "/\r\nx: y")
     with pytest.raises(ValueError, match="line break"):
-        Pool("h", 1, headers=[("a", "b\r\nc: d")])
+        Pool(At("h", 1), headers=[("a", "b\r\nc: d")])

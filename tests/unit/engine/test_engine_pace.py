@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tokenworks.engine.http import Pool, next_block
 from tokenworks.engine.pace import BY_PACE, PACE_S, Pace
+from tokenworks.engine.server import Server
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 EVENTS = 40
@@ -30,7 +31,7 @@ async def stream(gap_s: float) -> list[bytes]:
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    pool, packets = Pool("127.0.0.1", server.sockets[0].getsockname()[1]), list[bytes]()
+    pool, packets = Pool(Server("127.0.0.1", server.sockets[0].getsockname()[1])), list[bytes]()
     async with asyncio.timeout(20):
         response = await pool.request("GET", "/")
         response.receive(lambda blocks: packets.append(b"".join(blocks)))

@@ -14,7 +14,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,14 @@ from tokenworks.agents.app import FrontDoor
 from tokenworks.agents.lane import lane
 from tokenworks.agents.life import House
 from tokenworks.agents.metrics import Metrics
+from tokenworks.agents.once import Once
 from tokenworks.agents.overage import Overflow
+from tokenworks.agents.siblings import Siblings
 from tokenworks.brain.route import Offer
 from tokenworks.compose import Plan, offer
 from tokenworks.core.clock import WallClock
 from tokenworks.core.errors import ExchangeDown, LedgerRefused, TokenworksError, Unreachable
+from tokenworks.core.files import socket_address
 from tokenworks.core.ids import Ids
 from tokenworks.curtail import Order
 from tokenworks.engine.record import Replica
@@ -47,6 +50,8 @@ LEDGER_START_S = 15.0
 BEAT_S = 1.0
 GRACE_S = 10
 BACKLOG = 2048
+GATEWAY = "gateway-"
+"""And a number from 1 on: how the gateway processes of a grid are named."""
 GC_THRESHOLD = 10_000, 20, 20
 """A request leaves next to nothing behind for the collector; Python's own first threshold is 700."""
 
@@ -73,6 +78,19 @@ def listen(host: str, port: int, *, share: bool = False) -> socket.socket:
         raise Unreachable(f"cannot listen on {host}:{port}: {error.strerror}", hint="set TOKENWORKS_HOST") from None
     found.setblocking(False)
     return found
+
+
+@contextlib.contextmanager
+def door(path: Path) -> Iterator[socket.socket]:
+    """A gateway's socket for its siblings: only this user may open it."""
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as found, socket_address(path) as address:
+        found.bind(address)
+        path.chmod(0o600)
+        found.listen(BACKLOG)
+        found.setblocking(False)
+        yield found
+    path.unlink(missing_ok=True)
 
 
 async def background(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
@@ -197,11 +215,34 @@ class Gateway:
         ``others`` is for the status: what is known of the grid's other processes. ``leaving`` is called when the end
         begins.
         """
-        config = uvicorn.Config(
-            FrontDoor(
-                self.house, self.link.call, lambda: self._status(others()), self._journal_bytes, self._post_event
-            ),
-            http=lane(self.house),  # type: ignore[arg-type]  # called like the class that uvicorn expects
+        # What is here by now stays: the collector need not look through it again and again while requests wait.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLD)
+        async with self._beside() as (siblings, doors):
+            config = self._config(Once(self.clock, siblings), lambda: self._status(others()))
+            self._server = _Server(config, answering, leaving)
+            await self._server.serve(sockets=[listener, *doors])
+
+    @contextlib.asynccontextmanager
+    async def _beside(self) -> AsyncIterator[tuple[Siblings | None, list[socket.socket]]]:
+        """The way to the other gateway processes of the port, and theirs to this one; nothing when there are none."""
+        if self.plan.workers == 1:
+            yield None, []
+            return
+        paths = [self.data / f"{GATEWAY}{number}.sock" for number in range(1, self.plan.workers + 1)]
+        own = int(self.name.removeprefix(GATEWAY)) - 1
+        siblings = Siblings(paths, own)
+        with door(paths[own]) as found:
+            try:
+                yield siblings, [found]
+            finally:
+                await siblings.close()
+
+    def _config(self, once: Once, status: Callable[[], dict[str, Any]]) -> uvicorn.Config:
+        return uvicorn.Config(
+            FrontDoor(self.house, self.link.call, status, self._journal_bytes, self._post_event),
+            http=lane(self.house, once),  # type: ignore[arg-type]  # called like the class that uvicorn expects
             proxy_headers=False,
             loop="uvloop",
             ws="none",
@@ -211,12 +252,6 @@ class Gateway:
             server_header=False,
             timeout_graceful_shutdown=GRACE_S,
         )
-        # What is here by now stays: the collector need not look through it again and again while requests wait.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLD)
-        self._server = _Server(config, answering, leaving)
-        await self._server.serve(sockets=[listener])
 
     def leave(self) -> bool:
         """End as after SIGTERM. False: it does not serve yet."""

@@ -30,7 +30,7 @@ from tokenworks.engine.fleet import Fleet
 from tokenworks.engine.pull import model_cache
 from tokenworks.exchange.link import LedgerLink, Welcome
 from tokenworks.exchange.words import CloseInterval
-from tokenworks.gateway import Gateway, background, listen
+from tokenworks.gateway import GATEWAY, Gateway, background, listen
 from tokenworks.guard import Guard
 from tokenworks.moments import moments
 from tokenworks.respond import Responder, Watch
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from tokenworks.gridfile.tables import Supply as SupplyTable
     from tokenworks.pricing import SitePricing
 
-GATEWAY = "gateway-1"
 OPERATOR = "operator"
 FIRST_ACCOUNT = "default"
 Report = Callable[[str], None]
@@ -80,7 +79,7 @@ class Grid:
 
     def __init__(self, plan: Plan, data: Path, clock: WallClock, report: Report, host: str, port: int) -> None:
         self.plan, self.data, self.clock, self._report = plan, data, clock, report
-        self.gateway = Gateway(plan, data, GATEWAY, clock)
+        self.gateway = Gateway(plan, data, f"{GATEWAY}1", clock)
         command = ("tokenworks.exchange.server", str(data), plan.store or "", str(plan.journal_keep_bytes))
         self.ledger = Kept(clock, data / "logs" / "ledger.log", *command)
         self.fleet = Fleet(plan.replicas, clock, data / "logs", model_cache(), report=report)

@@ -23,7 +23,7 @@ from tokenworks.core.errors import ExchangeDown, TokenworksError
 from tokenworks.core.words import Work
 from tokenworks.engine.mirror import ReplicaNow, Use, now_of, used
 from tokenworks.exchange.wire import RemoteError
-from tokenworks.gateway import GRACE_S, Gateway, background
+from tokenworks.gateway import GATEWAY, GRACE_S, Gateway, background
 
 SPARE_S = 5
 """How much longer than the grace time a worker may take to leave before it is killed."""
@@ -92,7 +92,7 @@ class Workers:
         plan = msgspec.structs.replace(first.plan, powers=())  # whose books are kept here
         self._all = [
             Worker(self, Brief(
-                name=f"gateway-{number}", host=host, port=port, data=str(first.data),
+                name=f"{GATEWAY}{number}", host=host, port=port, data=str(first.data),
                 anchor_ns=first.clock.anchor_ns, plan=plan,
             )) for number in range(2, first.plan.workers + 1)
         ]  # fmt: skip

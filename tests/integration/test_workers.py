@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,10 @@ class Slow(BaseHTTPRequestHandler):
 
     def _event(self, event: object) -> None:
         self.wfile.write(b"data: " + json.dumps(event).encode() + b"\n\n")
-        self.wfile.flush()
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # whoever asked is gone
+            super().handle()
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name there
         """Say nothing."""
@@ -118,14 +122,22 @@ def pid(grid: GridProcess, name: str) -> int | None:
     return None
 
 
-def ask(grid: GridProcess, stream: bool = False) -> http.client.HTTPConnection:
-    """One request on a connection of its own, so that any gateway may get it."""
+def ask(grid: GridProcess, stream: bool = False, once: str = "", output: int = OUTPUT) -> http.client.HTTPConnection:
+    """One request on a connection of its own, so that any gateway may get it; ``once`` is its Idempotency-Key."""
     parts = urlsplit(grid.run.url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
     message = {"role": "user", "content": f"#{60:012d}"}
-    body = json.dumps({"model": MODEL, "messages": [message], "max_tokens": OUTPUT, "stream": stream})
-    connection.request("POST", "/v1/chat/completions", body, {"authorization": f"Bearer {grid.keys.key}"})
+    body = json.dumps({"model": MODEL, "messages": [message], "max_tokens": output, "stream": stream})
+    headers = {"authorization": f"Bearer {grid.keys.key}"} | ({"idempotency-key": once} if once else {})
+    connection.request("POST", "/v1/chat/completions", body, headers)
     return connection
+
+
+def said(grid: GridProcess, once: str, **fields: Any) -> tuple[int, bytes, dict[str, str]]:
+    """Status, body and headers."""
+    with contextlib.closing(ask(grid, once=once, **fields)) as connection:
+        response = connection.getresponse()
+        return response.status, response.read(), {name.lower(): value for name, value in response.getheaders()}
 
 
 def answer(grid: GridProcess) -> tuple[int, str | None]:
@@ -268,3 +280,71 @@ def test_gateways_follow_the_first(start: Any, mock_engine: str) -> None:
     report = grid.ask("books")
     assert report["closed"]
     assert (report["receipts"], report["open_holds"]) == (12, 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_idempotency_key_is_known_to_all_gateways(start: Any, mock_engine: str, stream: bool) -> None:
+    """Whoever is asked, and however many at once: one call of the engine, one bill, and the same answer to the byte."""
+    grid = start(mock_engine)
+    keys = [f"key-{number}" for number in range(8)]
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda key: said(grid, key, stream=stream), keys * 12))
+    assert {status for status, _, _ in answers} == {200}
+    for number in range(len(keys)):
+        mine = answers[number :: len(keys)]
+        assert len({(body, headers["x-tokenworks-receipt"], headers["content-type"]) for _, body, headers in mine}) == 1
+        assert sum("idempotent-replayed" not in headers for _, _, headers in mine) == 1
+    status, body, _ = said(grid, keys[0], stream=stream, output=5)
+    assert (status, json.loads(body)["error"]["code"]) == (422, "idempotency_key_reused")
+    report = grid.ask("books")
+    assert (report["closed"], report["receipts"], report["open_holds"]) == (True, len(keys), 0)
+    wait_until(lambda: {each["requests"] for each in gateways(grid).values()} == {4}, 2, "both to own some keys")
+    assert {path.stat().st_mode & 0o777 for path in grid.data.glob("gateway-*.sock")} == {0o600}
+
+
+def test_a_client_that_leaves_is_heard_by_the_gateway_of_its_key(start: Any, slow_engine: str) -> None:
+    """Its stream ends at whoever serves it, and is charged for what was delivered; those that stay get it whole."""
+    grid = start(slow_engine)
+    running = [ask(grid, stream=True, once=f"leaves-{number}") for number in range(8)]
+    heard = [connection.getresponse() for connection in running]
+    assert all(response.readline() for response in heard)
+    for connection, response in zip(running, heard, strict=True):
+        response.close()
+        connection.close()
+    wait_until(lambda: not sum(each["open_holds"] for each in gateways(grid).values()), 2, "the streams to end")
+    wait_until(lambda: grid.ask("books")["receipts"] == len(heard), 5, "them to be booked")
+    shown = [grid.get(f"/v1/receipts/{r.headers['x-tokenworks-receipt']}", grid.keys.admin_key)[1] for r in heard]
+    assert {each["lines"][-1]["ending"] for each in shown} == {"client_gone"}
+
+
+def test_a_key_whose_gateway_is_dead_waits_for_it(start: Any, slow_engine: str) -> None:
+    """Streams that it served are cut, for whoever they were passed on; new ones are told when to come again."""
+    grid = start(slow_engine)
+    keys = [f"dies-{number}" for number in range(8)]
+    running = [ask(grid, stream=True, once=key) for key in keys]
+    heard = [connection.getresponse() for connection in running]
+    assert all(response.readline() for response in heard)
+    (worker,) = grid.children()["gateway"]
+    os.kill(worker, signal.SIGKILL)
+    statuses, whole = list[int](), list[bool]()
+    with ThreadPoolExecutor(len(keys)) as pool:
+        for asked in [pool.submit(said, grid, key + "-new", stream=True) for key in keys]:
+            with contextlib.suppress(OSError, http.client.HTTPException):  # a connection that it had not accepted yet
+                status, body, headers = asked.result()
+                statuses.append(status)
+                if status == 503:
+                    assert "Idempotency-Key" in json.loads(body)["error"]["message"]
+                    assert headers["retry-after"]
+    for connection, response in zip(running, heard, strict=True):
+        with contextlib.closing(connection), contextlib.closing(response):
+            try:
+                whole.append(response.read().endswith(b"data: [DONE]\n\n"))
+            except (OSError, http.client.HTTPException):
+                whole.append(False)
+    assert 0 < sum(whole) < len(keys), "some were its own, some were not"
+    assert {503} <= {*statuses} <= {200, 503}
+    wait_until(lambda: pid(grid, "gateway-2") not in (None, worker), 20, "it to come back")
+    with ThreadPoolExecutor(len(keys)) as pool:
+        assert {status for status, _, _ in pool.map(lambda key: said(grid, key + "-again", stream=True), keys)} == {200}
+    report = grid.ask("books")
+    assert (report["closed"], report["open_holds"]) == (True, 0)

@@ -146,7 +146,7 @@ class Listener:
         self.body = b""
         self.ended = False
 
-    def whole(self, headers: bytes, body: bytes) -> None:
+    def whole(self, headers: bytes, body: bytes, status: int = 200) -> None:
         self._head(headers)
         self.body, self.ended = body, True
 

@@ -73,9 +73,9 @@ class Cycle:
 
     # What the life of a request says.
 
-    def whole(self, headers: bytes, body: bytes) -> None:
+    def whole(self, headers: bytes, body: bytes, status: int = 200) -> None:
         """See ``Reply.whole``."""
-        self._write(200, headers, body)
+        self._write(status, headers, body)
 
     def start(self, headers: bytes, flow: Flow) -> None:
         """See ``Reply.start``."""

@@ -332,8 +332,8 @@ class Lane(HttpToolsProtocol):
             self._house.metrics.refused(error.code)
             if not cycle.started and not self.transport.is_closing():
                 cycle.fail(error)
-        elif isinstance(error, asyncio.CancelledError):
-            if not self.transport.is_closing():  # the server ends, not the client: let it see that it is cut
+        elif isinstance(error, asyncio.CancelledError | ConnectionError):
+            if not self.transport.is_closing():  # we end, or whom it was passed on to: let the client see the cut
                 self.transport.close()
         else:
             self.logger.error("a request for tokens failed", exc_info=error)
@@ -395,6 +395,6 @@ class Lane(HttpToolsProtocol):
         self._timer = self.loop.call_at(self._deadline, self._look)
 
 
-def lane(house: House) -> Callable[..., Lane]:
+def lane(house: House, once: Once | None = None) -> Callable[..., Lane]:
     """The protocol for uvicorn's ``http=``."""
-    return partial(Lane, house, Once(house.clock), Awake(house.clock))
+    return partial(Lane, house, once or Once(house.clock), Awake(house.clock))

@@ -43,7 +43,7 @@ class Reply(Protocol):
     one that hangs up by cancelling ``serve`` where it waits.
     """
 
-    def whole(self, headers: bytes, body: bytes) -> None:
+    def whole(self, headers: bytes, body: bytes, status: int = 200) -> None:
         """The answer is this JSON. ``headers`` are whole lines."""
         ...
 

@@ -1,7 +1,8 @@
 """``Idempotency-Key``: the same request sent again gets the first one's answer, and is billed once.
 
-Answers are kept in memory by this gateway for a day, as long as there is room: the oldest go first. What failed is not
-kept, so it may be tried again. A request that comes while the first is still answered waits for that answer.
+Answers are kept in memory by the gateway process that the key belongs to, for a day, as long as there is room: the
+oldest go first. What failed is not kept, so it may be tried again. A request that comes while the first is still
+answered waits for that answer.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import OrderedDict
 
 from tokenworks.agents.answers import is_error
 from tokenworks.agents.life import Flow, House, Reply, Still, serve
+from tokenworks.agents.siblings import Siblings, pass_on
 from tokenworks.core.clock import Clock
 from tokenworks.core.errors import AnotherRequest, BadRequest
 from tokenworks.core.units import NS_PER_S
@@ -45,9 +47,9 @@ class _Recorder:
     def __init__(self, reply: Reply, answer: _Answer) -> None:
         self._reply, self._answer = reply, answer
 
-    def whole(self, headers: bytes, body: bytes) -> None:
+    def whole(self, headers: bytes, body: bytes, status: int = 200) -> None:
         self._keep(headers, body)
-        self._reply.whole(headers, body)
+        self._reply.whole(headers, body, status)
 
     def start(self, headers: bytes, flow: Flow) -> None:
         self._answer.stream = True
@@ -73,10 +75,10 @@ class _Recorder:
 
 
 class Once:
-    """The answers that this gateway remembers, by account and key."""
+    """The answers that this gateway process remembers, by account and key."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, clock: Clock, siblings: Siblings | None = None) -> None:
+        self._clock, self._siblings = clock, siblings
         self._open: dict[tuple[str, bytes], _Answer] = {}
         self._answers: OrderedDict[tuple[str, bytes], _Answer] = OrderedDict()
         self._bytes = 0
@@ -88,6 +90,9 @@ class Once:
         """As ``life.serve``. Raises AnotherRequest when the key was used with another body."""
         if not 0 < len(again) <= KEY_BYTES_MAX:
             raise BadRequest(f"an Idempotency-Key has 1 to {KEY_BYTES_MAX} bytes", param="Idempotency-Key")
+        if self._siblings is not None and (owner := self._siblings.owner(again)) is not None:
+            await pass_on(owner, endpoint, key, body, reply, again, deferrable=deferrable)
+            return
         name = (house.desk.identify(key).account.id, again)
         asked = hashlib.sha256(endpoint.encode() + b"\0" + body).digest()
         while (found := self._open.get(name) or self._find(name)) is not None:

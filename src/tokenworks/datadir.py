@@ -11,7 +11,7 @@
     ledger.db      the ledger's view            (the ledger process only)
     store          where that view is instead, when it is in PostgreSQL
     ledger.sock    where the ledger is asked
-    gateway-*.sock where several gateway processes reach each other
+    gateway-N.sock where several gateway processes reach each other
     journal/       the truth: one folder per writer and epoch; what the view has for good leaves in time
     logs/          of the child processes; beside them, ``.door``, where the embedded ones listen
     calibrations/  what ``tokenworks calibrate`` measured

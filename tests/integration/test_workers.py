@@ -129,7 +129,11 @@ def ask(grid: GridProcess, stream: bool = False, once: str = "", output: int = O
     message = {"role": "user", "content": f"#{60:012d}"}
     body = json.dumps({"model": MODEL, "messages": [message], "max_tokens": output, "stream": stream})
     headers = {"authorization": f"Bearer {grid.keys.key}"} | ({"idempotency-key": once} if once else {})
-    connection.request("POST", "/v1/chat/completions", body, headers)
+    try:
+        connection.request("POST", "/v1/chat/completions", body, headers)
+    except OSError:  # whoever got the connection died
+        connection.close()
+        raise
     return connection
 
 

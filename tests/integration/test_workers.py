@@ -324,7 +324,7 @@ def test_a_client_that_leaves_is_heard_by_the_gateway_of_its_key(start: Any, slo
 def test_a_key_whose_gateway_is_dead_waits_for_it(start: Any, slow_engine: str) -> None:
     """Streams that it served are cut, for whoever they were passed on; new ones are told when to come again."""
     grid = start(slow_engine)
-    keys = [f"dies-{number}" for number in range(8)]
+    keys = [f"dies-{number}" for number in range(32)]
     running = [ask(grid, stream=True, once=key) for key in keys]
     heard = [connection.getresponse() for connection in running]
     assert all(response.readline() for response in heard)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Final
 
 from tokenworks.core.errors import BadQuantity, nearest
 
@@ -30,6 +31,8 @@ MICRO = 1_000_000
 MJ_PER_KWH = 3_600_000_000
 """Millijoules in one kilowatt-hour."""
 NS_PER_S = 1_000_000_000
+FIGURE_MAX: Final = 2**62 - 1
+"""The largest figure of the books: 64 bits of a database's column hold the sum or the difference of two as well."""
 NS_PER_MS = 1_000_000
 NS_PER_US = 1_000
 

@@ -45,7 +45,7 @@ class Touched:
 
     def add(self, command: Command, entries: list[Entry], source: Source) -> None:
         """Note what one command changed."""
-        if isinstance(command, words.PlaceHold | words.ExtendHold):
+        if isinstance(command, words.PlaceHold):
             self.placed.add(command.receipt)
             return
         sums = self.sums
@@ -59,6 +59,8 @@ class Touched:
                 self.leaves.add(settled.budget)
                 for burn in settled.burned:
                     self.grants.add(burn.grant)
+            case words.ExtendHold(receipt=receipt):
+                self.placed.add(receipt)
             case words.SetBudget(budget=budget):
                 self.leaves.add(budget.id)
             case words.GiveLease() | words.EndEpoch():

@@ -59,11 +59,13 @@ def step(state: State, command: words.AnyCommand, source: Source) -> list[Entry]
     """``apply`` for one of many commands: at their end the caller must ``count``, and ``post`` the sums of entries."""
     if isinstance(command, words.Settle):
         return _settle(state, command.settlement, source)
-    if isinstance(command, words.PlaceHold | words.ExtendHold):
+    if isinstance(command, words.PlaceHold):
         if source not in state.ended:  # otherwise what it settles will be the operator's loss
-            _place_hold(state, command, source) if isinstance(command, words.PlaceHold) else _extend_hold(
-                state, command
-            )
+            _place_hold(state, command, source)
+        return []
+    if isinstance(command, words.ExtendHold):
+        if source not in state.ended:
+            _extend_hold(state, command)
         return []
     count(state)
     return _step(state, command)

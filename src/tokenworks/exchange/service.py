@@ -126,14 +126,15 @@ class LedgerService:
 
     def _catch_up(self, source: Source, until: tuple[int, int] | None = None, *, once: bool = False) -> int:
         applied = 0
-        for batch in self._batches(source):
-            if until is not None:
-                batch = [record for record in batch if record[1][:2] <= until]  # noqa: PLW2901
-            for part in self._in_order(batch) if source[0] == WRITER else [batch] if batch else []:
-                self._apply_batch(part, source)
-                applied += len(part)
-            if once or not batch or (until is not None and batch[-1][1][:2] >= until):
-                break
+        with uncollected():
+            for batch in self._batches(source):
+                if until is not None:
+                    batch = [record for record in batch if record[1][:2] <= until]  # noqa: PLW2901
+                for part in self._in_order(batch) if source[0] == WRITER else [batch] if batch else []:
+                    self._apply_batch(part, source)
+                    applied += len(part)
+                if once or not batch or (until is not None and batch[-1][1][:2] >= until):
+                    break
         return applied
 
     def _batches(self, source: Source) -> Iterator[list[Record]]:
@@ -172,7 +173,7 @@ class LedgerService:
         return self._sources.get(source, (START, LIVE))[0]
 
     def _apply_batch(self, batch: list[Record], source: Source) -> None:
-        commands = [decoded(payload) for payload, _ in in_turns(batch, 8 * TURN)]
+        commands = [decoded(payload) for turn in in_turns(batch, 8 * TURN) for payload, _ in turn]
         try:
             self._take(batch, commands, source, None)
         except LedgerRefused:
@@ -187,10 +188,11 @@ class LedgerService:
         """One transaction. Raises LedgerRefused when it cannot be as it stands, and then nothing has happened."""
         standing = self._sources.get(source, (START, LIVE))[1]
         try:
-            with self.store.transaction(), uncollected():
+            with self.store.transaction():
                 batch = Batch(self.state, self.store, self.log.writer, source, self._txn, settled_before)
-                for found, (payload, _) in in_turns(zip(commands, records, strict=True)):
-                    batch.take(found, payload)
+                for turn in in_turns([*zip(commands, records, strict=True)]):
+                    for found, (payload, _) in turn:
+                        batch.take(found, payload)
                 batch.write()
                 for name, over in batch.touched.ended.items():
                     self.store.save_position(*name, self._position(name), over)

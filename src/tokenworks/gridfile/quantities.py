@@ -15,7 +15,6 @@ from msgspec import Meta
 from tokenworks.core import units
 from tokenworks.core.errors import BadQuantity, did_you_mean
 from tokenworks.gridfile.place import At, PlaceError
-from tokenworks.gridfile.tables import INT64_MAX
 
 
 def currency_of(raw: dict[str, Any]) -> str:
@@ -89,7 +88,7 @@ def _quantity(kind: str, example: str, value: Any, at: At, currency: str) -> Any
             amount = units.parse(value, kind)
     except BadQuantity as error:
         raise PlaceError(at, error.message, error.hint) from error
-    if amount < 0 or amount > INT64_MAX:
+    if amount < 0 or amount > units.FIGURE_MAX:
         raise PlaceError(at, f"{value} is {'negative' if amount < 0 else 'larger than the books can count'}", example)
     return amount
 
@@ -98,7 +97,7 @@ def _number(value: Any, at: At, example: str, *, micro: bool) -> int:
     """A plain number in millionths (``micro``; more than 6 decimals are refused, not rounded) or thousandths."""
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,18}(\.\d{1,18})?", value, re.ASCII):
         value = Decimal(value)
-    sound = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= INT64_MAX
+    sound = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= units.FIGURE_MAX
     if isinstance(value, Decimal):  # no nan or inf, no 1e999999999, no million digits
         sound = value.is_finite() and abs(value.adjusted()) <= 18 and len(value.as_tuple().digits) <= 36
     if not sound:

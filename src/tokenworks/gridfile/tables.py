@@ -11,7 +11,6 @@ from msgspec import Meta, field
 from tokenworks.core import units
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
-INT64_MAX = 2**63 - 1
 WORKERS_MAX = 64
 
 
@@ -23,7 +22,7 @@ def _as(kind: str, example: str) -> Meta:
 _PLAIN = Meta(min_length=1, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z")
 Name = Annotated[str, _PLAIN, Meta(max_length=128)]
 Argument = Annotated[str, _PLAIN, Meta(max_length=4096)]
-Count = Annotated[int, Meta(ge=1, le=INT64_MAX)]
+Count = Annotated[int, Meta(ge=1, le=units.FIGURE_MAX)]
 Money = Annotated[int, _as("money", '"10 USD"')]
 PerKwh = Annotated[int, _as("kWh", '"0.12 USD/kWh"')]
 PerMtok = Annotated[int, _as("Mtok", '"0.02 USD/Mtok"')]

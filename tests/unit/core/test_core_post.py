@@ -200,6 +200,7 @@ def test_things_come_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them, in order; before every few of them whoever else wants the processor goes first."""
     seen: list[int | None] = []
     monkeypatch.setattr(os, "sched_yield", lambda: seen.append(None))
-    seen.extend(turns.in_turns(range(turns.TURN * 2 + 1)))
+    for turn in turns.in_turns(range(turns.TURN * 2 + 1)):
+        seen.extend(turn)
     first, second = list(range(turns.TURN)), list(range(turns.TURN, turns.TURN * 2))
     assert seen == [None, *first, None, *second, None, turns.TURN * 2]

@@ -13,13 +13,14 @@ from tests.support.exchange import energy_line, interval, work
 from tests.support.postgres import new_database, postgres
 
 from tokenworks.core.errors import LedgerRefused
+from tokenworks.core.units import FIGURE_MAX
 from tokenworks.core.words import EnergyLine, Usage
 from tokenworks.exchange.journal import Position
 from tokenworks.exchange.log.leaves import Metered, Settled, Totals
 from tokenworks.exchange.state import Entry, State, Tally
 from tokenworks.exchange.store import Store, base, open_store
 from tokenworks.exchange.store.documents import doc
-from tokenworks.exchange.store.fits import FIGURE_MAX, refuse_unstorable
+from tokenworks.exchange.store.fits import refuse_unstorable
 from tokenworks.exchange.words import (
     Account,
     AddKey,
@@ -232,12 +233,12 @@ def test_an_anomaly_is_kept_whole(store: Store) -> None:
 def test_an_amount_that_does_not_fit_is_refused(store: Store) -> None:
     """Beyond 64 bits nothing is cut or rounded; a receipt is written once; both leave the transaction undone."""
     with pytest.raises(LedgerRefused):
-        store.save_entries(1, [Entry("stu", "a", FIGURE_MAX + 1), Entry("stu", "b", -FIGURE_MAX - 1)], 9)
+        store.save_entries(1, [Entry("stu", "a", 2**63), Entry("stu", "b", -(2**63) - 1)], 9)
     save(store, Settle(settlement=settlement("a")))
     with pytest.raises(LedgerRefused):
         save(store, Settle(settlement=settlement("b")), Settle(settlement=settlement("a", nano=1)))
     with pytest.raises(LedgerRefused):
-        save(store, Settle(settlement=settlement("c", nano=FIGURE_MAX + 1)))
+        save(store, Settle(settlement=settlement("c", nano=2**63)))
     assert store.rows("book_sums") == []
     assert store.rows("recent_receipts", account=None, limit=9) == [("a",)]
 
@@ -248,13 +249,13 @@ def test_an_amount_that_does_not_fit_is_refused(store: Store) -> None:
         holding("a\0b"),
         holding("a", FIGURE_MAX + 1),
         Settle(settlement=settlement("a", account="a\0b")),
-        Settle(settlement=settlement("a", nano=FIGURE_MAX, loss_nano=-1)),
+        Settle(settlement=settlement("a", nano=FIGURE_MAX + 1)),
         Settle(settlement=settlement("a", usage=Usage(input=FIGURE_MAX, output=1))),
         closing(FIGURE_MAX),
         closing(0, line("a", energy_mj=FIGURE_MAX + 1)),
         closing(0, line("a\0b")),
         billing("a\0b"),
-        billing("a", FIGURE_MAX // 2 + 1),
+        billing("a", FIGURE_MAX + 1),
         OpenAccount(account=Account(id="a\0b", name="", opened_ns=1)),
     ],
 )
@@ -269,7 +270,7 @@ def test_what_tables_hold_passes() -> None:
     large = settlement("a", nano=FIGURE_MAX, model_asked="a\0b")
     for command in (
         *(holding("a", FIGURE_MAX), Settle(settlement=large), closing(0, line("a"))),
-        billing("a", -(FIGURE_MAX // 2)),
+        billing("a", -FIGURE_MAX),
     ):
         refuse_unstorable(command)
     refuse_unstorable(AddKey(key=KEY))

@@ -14,11 +14,11 @@ from tests.support.memory_log import MemoryNodes
 from tests.support.postgres import new_database, postgres
 
 from tokenworks.core.errors import DataDirError, ExchangeDown, LedgerRefused
+from tokenworks.core.units import FIGURE_MAX
 from tokenworks.exchange.log.merkle import Tree
 from tokenworks.exchange.state import Entry, State
 from tokenworks.exchange.store import Store, base, migrate, open_store
 from tokenworks.exchange.store.database import queries
-from tokenworks.exchange.store.fits import FIGURE_MAX
 from tokenworks.exchange.store.log_tables import LogTables
 
 
@@ -122,7 +122,7 @@ def test_a_sum_beyond_sixty_four_bits_is_never_silent_in_sqlite(tmp_path: Path) 
     state = State(balances={("stu", "a"): 2**63})
     with pytest.raises(LedgerRefused, match="beyond what"), store.transaction():
         store.save_figures(state, set(state.balances), set())
-    for txn in (1, 2):
+    for txn in (1, 2, 3):
         store.save_entries(txn, [Entry("stu", "a", FIGURE_MAX), Entry("stu", "b", -FIGURE_MAX)], 9)
     with pytest.raises(DataDirError, match="overflow"):
         store.rows("wrong_balances")

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from tokenworks.core.errors import DataDirError, NotFound
 from tokenworks.core.files import create_private, read_private, write_private
 from tokenworks.core.ids import Entropy, random_bytes
@@ -142,7 +144,7 @@ def _proven(store: LogStore, position: int, leaf: leaves.Leaf, checkpoint: Check
     """A leaf that was made again, with its proof. Raises LogForked when it is not the one that was made first."""
     if store.get(0, position) != leaf_hash(leaves.commitment(leaf)):
         raise LogForked(f"leaf {position} of the receipts log is not what the store says was booked")
-    return Proven(position, leaf, tuple(inclusion_proof(store, position, checkpoint.size)))
+    return Proven(position, msgspec.to_builtins(leaf), tuple(inclusion_proof(store, position, checkpoint.size)))
 
 
 class LogKeeper:

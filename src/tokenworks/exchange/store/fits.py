@@ -7,20 +7,17 @@ from collections.abc import Collection, Iterable
 import msgspec
 
 from tokenworks.core.errors import LedgerRefused
-from tokenworks.exchange.words import AnyCommand, BillPower, CloseInterval, PlaceHold, Settle
-
-FIGURE_MAX = 2**63 - 1
-"""A column of one row's figure has 64 bits, in both databases."""
+from tokenworks.core.units import FIGURE_MAX
+from tokenworks.exchange.words import AnyCommand, CloseInterval, PlaceHold, Settle
 
 
 def refuse_unstorable(command: AnyCommand) -> None:
-    """Raises LedgerRefused for a figure beyond 64 bits, or a name with a zero byte (PostgreSQL's text has none)."""
+    """Raises LedgerRefused for a figure beyond FIGURE_MAX, or a name with a zero byte (PostgreSQL's text has none)."""
     match command:
         case Settle(settlement=s):
-            # What the books move is a difference of two figures, and what a row counts is a sum of the buckets.
-            figures = (s.ustu, s.nano, s.loss_ustu, s.loss_nano, s.ustu - s.loss_ustu, s.nano - s.loss_nano, s.at_ns)
             site = s.decision.chosen.site if s.decision else "-"
-            _check(s.receipt, f"{s.receipt}{s.account}{s.budget}{site}", (*figures, s.usage.total()))
+            figures = (s.ustu, s.nano, s.loss_ustu, s.loss_nano, s.at_ns, s.usage.total())
+            _check(s.receipt, f"{s.receipt}{s.account}{s.budget}{site}", figures)
         case PlaceHold():
             held = (command.ustu, command.nano, command.at_ns)
             _check(command.receipt, f"{command.receipt}{command.budget}", held)
@@ -30,9 +27,6 @@ def refuse_unstorable(command: AnyCommand) -> None:
             for line in interval.requests:
                 figures_of = [v for v in msgspec.structs.astuple(line) if isinstance(v, int)]
                 _check(line.receipt, line.receipt, figures_of)
-        case BillPower():  # what is booked of it may be a difference
-            names = f"{command.site}{command.supply}{command.what}"
-            _check(command.what, names, (2 * command.nano, command.at_ns))
         case _:
             parts = [*_parts(msgspec.to_builtins(command))]
             figures_of = [part for part in parts if isinstance(part, int)]
@@ -42,8 +36,9 @@ def refuse_unstorable(command: AnyCommand) -> None:
 def _check(what: str, names: str, figures: Collection[int]) -> None:
     if "\0" in names:
         raise LedgerRefused(f"a name in {what!r} has a zero byte")
-    if min(figures) < -FIGURE_MAX or max(figures) > FIGURE_MAX:
-        raise LedgerRefused(f"a figure of {what!r} is beyond 64 bits")
+    for figure in figures:
+        if not -FIGURE_MAX <= figure <= FIGURE_MAX:
+            raise LedgerRefused(f"a figure of {what!r} is larger than the books can count")
 
 
 def _parts(value: object) -> Iterable[str | int]:

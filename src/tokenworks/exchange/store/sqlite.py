@@ -13,6 +13,8 @@ from tokenworks.core.turns import TURN, in_turns
 from tokenworks.exchange.store.database import Dialect, Line, Row, Values
 
 BUSY_MS = 5_000
+WAL_PAGES = 8_192
+"""Pages (of 4 KiB) in the log beside the file before they are copied into it: one that changes often is copied once."""
 _NOT_NOW = (apsw.BusyError, apsw.LockedError, apsw.FullError, apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError)
 
 
@@ -44,6 +46,7 @@ class SqliteDatabase:
             self._connection.set_busy_timeout(BUSY_MS)
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=FULL")
+            self._connection.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES}")
         except apsw.Error as error:
             raise DataDirError(
                 f"cannot open the ledger {self.name}: {error}", hint="is the disk full or damaged?"
@@ -55,7 +58,8 @@ class SqliteDatabase:
 
     def many(self, sql: str, values: Sequence[Values] | Sequence[Line]) -> None:
         with _errors(self.name):
-            self._connection.executemany(sql, in_turns(values, 4 * TURN))
+            for turn in in_turns(values, 4 * TURN):
+                self._connection.executemany(sql, turn)  # type: ignore[arg-type]  # lines or values
 
     def script(self, sql: str) -> None:
         with _errors(self.name):

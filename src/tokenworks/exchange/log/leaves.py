@@ -117,7 +117,7 @@ def commitment(leaf: Leaf) -> bytes:
 def settlement_leaf(log: Identity, settled: Settlement, totals: Totals) -> Stated:
     """The leaf of a settlement; ``totals`` are the account's after it."""
     s, u = settled, settled.usage
-    return Stated(  # in their order, which costs a third of naming them
+    return Stated(  # in their order: with their names it takes eight times as long, 1 µs
         _pseudonym(log.secret, s.account), totals.seq, s.at_ns, u.certainty, totals.nano, totals.ustu,
         s.currency, s.entity, "settlement", log.origin, s.loss_nano, s.loss_ustu,
         s.model_served, s.model_asked, s.nano, s.price_book, s.rate_card,

@@ -16,7 +16,7 @@ from tokenworks.agents.life import Reply
 from tokenworks.core.errors import EngineDown, EngineFailed
 from tokenworks.core.words import Endpoint
 from tokenworks.engine.http import Pool, next_block, read
-from tokenworks.engine.openai_compatible import PATHS
+from tokenworks.engine.openai_compatible import COMPLETION_BYTES_MAX, PATHS
 from tokenworks.engine.pace import BY_CLIENT
 from tokenworks.engine.server import Server
 from tokenworks.engine.wire import Response
@@ -25,7 +25,8 @@ PASSED_ON_MAX = 1_024
 """Requests that are passed on to one process at a time."""
 PATIENCE_S = 86_400.0
 """How long anything may take is the other's to say; when it dies its socket closes."""
-ANSWER_BYTES_MAX = 1 << 30
+ANSWER_BYTES_MAX = 2 * COMPLETION_BYTES_MAX
+"""An engine's answer, and what was added to it."""
 _OURS = (b"date", b"content-type", b"content-length", b"transfer-encoding", b"connection", b"cache-control")
 """Header lines of an answer that the process which has the client writes itself."""
 

@@ -105,8 +105,9 @@ class Bench:
         before = processes.cpu_s(*pids())
         out = self._answered(f"{name} streaming at {job.connections}", job)
         took = processes.cpu_s(*pids()) - before
+        booked_rps = self._booked_rps(f"{name} streaming", grid, out)
         if out.right:
-            found[f"{name}.stream_rps_c{job.connections}"] = self._booked_rps(f"{name} streaming", grid, out)
+            found[f"{name}.stream_rps_c{job.connections}"] = booked_rps
         if out.right and pids():
             found[f"{name}.cpu_us_per_chunk"] = round(took * 1e6 / out.chunks, 2)
         return found

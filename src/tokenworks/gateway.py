@@ -89,8 +89,10 @@ def door(path: Path) -> Iterator[socket.socket]:
         path.chmod(0o600)
         found.listen(BACKLOG)
         found.setblocking(False)
-        yield found
-    path.unlink(missing_ok=True)
+        try:
+            yield found
+        finally:
+            path.unlink(missing_ok=True)
 
 
 async def background(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
@@ -215,12 +217,12 @@ class Gateway:
         ``others`` is for the status: what is known of the grid's other processes. ``leaving`` is called when the end
         begins.
         """
-        # What is here by now stays: the collector need not look through it again and again while requests wait.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLD)
         async with self._beside() as (siblings, doors):
             config = self._config(Once(self.clock, siblings), lambda: self._status(others()))
+            # What is here by now stays: the collector need not look through it again and again while requests wait.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(*GC_THRESHOLD)
             self._server = _Server(config, answering, leaving)
             await self._server.serve(sockets=[listener, *doors])
 

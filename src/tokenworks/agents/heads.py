@@ -8,17 +8,12 @@ from urllib.parse import unquote_to_bytes
 import httptools
 
 from tokenworks.core.words import Endpoint
+from tokenworks.engine.openai_compatible import PATHS
 from tokenworks.exchange.desk import Identity
 
 Headers = list[tuple[bytes, bytes]]
 """As sent, names in lower case."""
-TOKEN_ROUTES: dict[bytes, Endpoint] = {
-    b"/v1/chat/completions": "chat",
-    b"/v1/completions": "text",
-    b"/v1/embeddings": "embeddings",
-    b"/v1/messages": "messages",
-    b"/v1/responses": "responses",
-}
+TOKEN_ROUTES: dict[bytes, Endpoint] = {path.encode(): endpoint for endpoint, path in PATHS.items()}
 BODY_BYTES_MAX = 8 << 20
 DEFERRABLE_HEADER = b"x-tokenworks-deferrable"
 """``true``: the request can wait while the grid asks for less power."""

@@ -330,18 +330,16 @@ class Lane(HttpToolsProtocol):
             return
         if isinstance(error, TokenworksError):
             self._house.metrics.refused(error.code)
-            if not cycle.started and not self.transport.is_closing():
-                cycle.fail(error)
-        elif isinstance(error, asyncio.CancelledError | ConnectionError):
-            if not self.transport.is_closing():  # we end, or whom it was passed on to: let the client see the cut
-                self.transport.close()
-        else:
+        elif not isinstance(error, asyncio.CancelledError):
             self.logger.error("a request for tokens failed", exc_info=error)
-            if not cycle.started and not self.transport.is_closing():
-                cycle.keep_alive = False
-                cycle.fail(TokenworksError("something went wrong here"))
-            else:
-                self.transport.close()
+            cycle.keep_alive = False
+            error = TokenworksError("something went wrong here")
+        if self.transport.is_closing():
+            return
+        if cycle.started or isinstance(error, asyncio.CancelledError):
+            self.transport.close()  # it is we who end, not the client: let it see that it is cut
+        else:
+            cycle.fail(error)
 
     def _refuse(self, error: TokenworksError) -> None:
         """What arrives is no request: say so and hang up, after the answers that are on their way."""

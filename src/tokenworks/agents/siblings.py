@@ -37,7 +37,7 @@ class Siblings:
     def __init__(self, doors: Sequence[Path], own: int) -> None:
         self._own = own
         self._pools = [
-            Pool(Server("", 0, socket=door), connections_max=PASSED_ON_MAX, first_byte_s=PATIENCE_S, idle_s=PATIENCE_S)
+            Pool(Server(socket=door), connections_max=PASSED_ON_MAX, first_byte_s=PATIENCE_S, idle_s=PATIENCE_S)
             for door in doors
         ]
 
@@ -68,7 +68,7 @@ class _Slow:
 async def pass_on(
     owner: Pool, endpoint: Endpoint, key: str | None, body: bytes, reply: Reply, again: bytes, *, deferrable: bool
 ) -> None:
-    """Let another process serve it. Raises EngineDown when it is not there, ConnectionError when it dies meanwhile."""
+    """Let another process serve it. Raises EngineDown when it is not there, EngineFailed when it dies meanwhile."""
     headers = [("idempotency-key", again.decode("latin-1"))]
     if key is not None:
         headers.append(("authorization", f"Bearer {key}"))
@@ -88,6 +88,6 @@ async def pass_on(
             reply.send(block)
         reply.end()
     except EngineFailed:
-        raise ConnectionError("a gateway process died while it answered") from None
+        raise EngineFailed("the gateway process that answered has died") from None
     finally:
         response.abort()  # nothing happens when the answer is complete

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 class Server(NamedTuple):
     """What a Pool connects to."""
 
-    host: str
-    port: int
+    host: str = ""
+    port: int = 0
     tls: ssl.SSLContext | None = None
     socket: Path | None = None
     """A Unix socket, in place of host and port."""
@@ -52,7 +52,7 @@ def server_of(url: str) -> tuple[Server, str]:
         raise ValueError("its url is not an http, https or unix address")  # which may hold a password
     parts = urlsplit(url)
     if parts.scheme == "unix":
-        return Server("", 0, socket=Path(parts.path)), ""
+        return Server(socket=Path(parts.path)), ""
     secure = parts.scheme == "https"
     tls = ssl.create_default_context() if secure else None
     server = Server(parts.hostname or "", parts.port or (443 if secure else 80), tls)

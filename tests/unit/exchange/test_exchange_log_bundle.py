@@ -19,13 +19,23 @@ from tests.support.memory_log import MemoryLog
 
 from tokenworks.cli.log import log_audit, receipt_verify
 from tokenworks.core.errors import BadRequest, NotFound, TokenworksError
-from tokenworks.core.words import Candidate, Decision, Delivery, EnergyLine, Interval, Provenance, Usage
+from tokenworks.core.words import (
+    BUCKETS,
+    Candidate,
+    Decision,
+    Delivery,
+    EnergyLine,
+    Interval,
+    Provenance,
+    Usage,
+)
 from tokenworks.exchange.log import plain
 from tokenworks.exchange.log.bundle import Bundle, audit, parse, parse_proof, proof_text, verify_bundle
 from tokenworks.exchange.log.checkpoint import BadVerifier, new_key, sign
 from tokenworks.exchange.log.errors import BadBundle, LogForked, NotInCheckpoint
 from tokenworks.exchange.log.leaves import Identity, Metered, Settled, Totals, canonical, energy_leaf, settlement_leaf
 from tokenworks.exchange.log.merkle import consistency_proof
+from tokenworks.exchange.log.stated import Stated, Used
 from tokenworks.exchange.log.writer import LogWriter, export, refuse_fork
 from tokenworks.exchange.receipt import receipt_view
 from tokenworks.exchange.words import Settlement, SiteFacts
@@ -162,6 +172,17 @@ def test_leaf_bytes() -> None:
     )
     tree_leaf = hashlib.sha256(b"\0" + hashlib.sha256(doc).digest()).digest()
     assert GRID.store.get(0, 5) == tree_leaf
+
+
+@given(st.lists(st.integers(0, 9), min_size=len(BUCKETS), max_size=len(BUCKETS)))
+def test_a_leaf_states_each_bucket_in_canonical_order(counts: list[int]) -> None:
+    """Whatever was used; and the types whose order saves the sorting are the sorted ones."""
+    usage = Usage(**dict(zip(BUCKETS, counts, strict=True)))  # type: ignore[arg-type]  # the buckets are integers
+    doc = canonical(settlement_leaf(LOG, msgspec.structs.replace(settled(0), usage=usage), Totals()))
+    assert json.loads(doc)["usage"] == dict(usage.counts())
+    assert doc == plain.encode(json.loads(doc))
+    for kind in (Stated, Used):
+        assert list(kind.__struct_fields__) == sorted(kind.__struct_fields__)
 
 
 TREES = st.recursive(
